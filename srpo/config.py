@@ -1,0 +1,431 @@
+"""Every setting of a run, typed and documented; the YAML file mirrors these classes section by section.
+
+Loading checks names, types and combinations before anything heavy is imported (no torch here): a run that
+cannot work stops with one line naming the key, the value, and the nearest valid choice.
+
+Where the SRPO report gives a value it is the default (AdamW betas, learning rate, no KL, 32 samples). Clip range,
+temperature, lengths, reward weights and plateau rules are not published: those defaults are ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from srpo.errors import UserError
+
+
+class Section(BaseModel):
+    """Base of all sections: exact types, no unknown keys, immutable once loaded."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    path: str
+    """Hugging Face directory: config.json, safetensors, tokenizer (Llama, Qwen2/2.5 or Qwen3, dense)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Parameter and activation type. Gradients and optimizer state are float32 in either case."""
+
+
+class Parallel(Section):
+    """Megatron-Core layout. Data parallelism is what is left: world size / (tensor x pipeline)."""
+
+    tensor: int = Field(1, ge=1)
+    """Tensor-parallel size; divides the attention heads, the key-value heads and the feed-forward width."""
+    pipeline: int = Field(1, ge=1)
+    """Pipeline stages; divides the number of layers."""
+    sequence: bool = False
+    """Sequence parallelism: norms and dropout split over the tensor ranks. Needs tensor > 1."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations recomputed in the backward pass: none, attention only, or whole layers."""
+    overlap: bool = False
+    """Overlap gradient reduction and parameter gathering with computation."""
+
+
+class Data(Section):
+    train: list[str] = Field(min_length=1)
+    """JSONL files of problems; see srpo/data/schema.py."""
+    eval: list[str] = []
+    """Held-out problems, same format."""
+    template: Literal["srpo", "chat", "plain"] = "srpo"
+    """How a problem becomes a prompt: the R1-Zero conversation primed with <think>, the tokenizer's own chat
+    template, or the prompt as it is."""
+    max_prompt_tokens: int = Field(1024, ge=1)
+    """A longer prompt is an error at start-up, never a silent cut."""
+
+
+class Batch(Section):
+    prompts: int = Field(256, ge=1)
+    """Prompts a step."""
+    samples: int = Field(32, ge=2)
+    """Responses a prompt: the group over which advantages are computed."""
+    micro_batch: int = Field(8, ge=1)
+    """Responses packed into one forward pass."""
+    updates: int = Field(1, ge=1)
+    """Optimizer steps a batch. With one, the policy is exactly on-policy and no old log-probs are computed."""
+
+
+class Rollout(Section):
+    max_response_tokens: int = Field(4096, ge=1)
+    """A response that reaches this is truncated; see algorithm.truncated."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the trainer's log-probs are taken at the same one."""
+    tensor: int | None = Field(None, ge=1)
+    """vLLM's tensor-parallel size; unset: parallel.tensor x parallel.pipeline. Zero-copy when it equals
+    parallel.tensor and parallel.pipeline is 1."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory of the KV cache a rank."""
+    max_sequences: int = Field(256, ge=1)
+    """Sequences that vLLM decodes at once."""
+    eager: bool = False
+    """Disable CUDA graphs."""
+    canary: float = Field(0.5, gt=0)
+    """Largest |trainer - rollout| log-prob of a sampled token before the run stops as having wrong weights.
+    float32 runs agree to 1e-5; bfloat16 ones differ by rounding alone."""
+
+
+class Algorithm(Section):
+    """The policy loss (srpo_kernels.PolicyLossConfig) and the advantages."""
+
+    advantage: Literal["std", "none"] = "std"
+    """Divide a group's centred rewards by their standard deviation, or not (Dr. GRPO)."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """Ratio clipped below at 1 - clip_low."""
+    clip_high: float = Field(0.28, gt=0)
+    """Ratio clipped above at 1 + clip_high."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Lower bound on the objective for negative advantages, as a multiple of the advantage."""
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    """Loss normalized by all response tokens, by each sequence's length then sequences, or by a constant length."""
+    kl: Literal["k1", "k2", "k3"] | None = None
+    """Estimator of the KL to the starting policy; unset: no reference model is kept."""
+    kl_coef: float = Field(0.0, ge=0)
+    """Weight of the KL term."""
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus."""
+    truncated: Literal["zero", "shape", "keep"] = "zero"
+    """Responses cut off at the limit: zero advantage (the recipe), a length penalty instead (reward.overlong), or
+    treated like any other."""
+    old_logprobs: Literal["trainer", "rollout"] = "trainer"
+    """Behaviour policy of the ratio: recomputed by the trainer (skipped with one update a batch), or vLLM's own
+    log-probs corrected by truncated importance sampling."""
+    tis_cap: float | None = Field(None, gt=0)
+    """Cap of the importance weight trainer / rollout. Required with old_logprobs: rollout."""
+
+
+class Optimizer(Section):
+    """AdamW; norms and biases do not decay."""
+
+    lr: float = Field(1e-6, gt=0)
+    """Constant learning rate."""
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the gradient's mean."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the gradient's square."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the denominator."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices."""
+    clip_grad: float = Field(1.0, gt=0)
+    """Global gradient norm is clipped to this."""
+
+
+class Overlong(Section):
+    """Soft length penalty (DAPO): 0 up to `start` tokens, then linearly to -`penalty` at the limit."""
+
+    start: int = Field(ge=1)
+    """Response length at which the penalty begins."""
+    penalty: float = Field(1.0, gt=0)
+    """Penalty at rollout.max_response_tokens."""
+
+
+class CustomReward(Section):
+    function: str
+    """`module:function`, called as function(problem, response) -> float."""
+    weight: float = 1.0
+    """Multiplies the returned value."""
+
+
+class Reward(Section):
+    """reward = accuracy x correct + format x well-formed - language x mixing - overlong + custom."""
+
+    accuracy: float = 1.0
+    """Weight of a correct answer."""
+    format: float = 0.1
+    """Weight of a well-formed response."""
+    style: Literal["think_answer", "boxed"] = "think_answer"
+    """What well-formed means: <think>..</think><answer>..</answer>, or a last \\boxed{}."""
+    language: float = Field(0.0, ge=0)
+    """Weight of the penalty for mixing scripts with the prompt's."""
+    overlong: Overlong | None = None
+    """Soft length penalty; required with algorithm.truncated: shape."""
+    custom: list[CustomReward] = []
+    """Own functions."""
+    workers: int = Field(0, ge=0)
+    """Grader processes a rank; 0: cores / ranks on this machine."""
+    timeout: float = Field(10.0, gt=0)
+    """Seconds of wall time a response may take to grade; then it scores zero and is counted."""
+
+
+class Stage(Section):
+    """A part of the curriculum. `until` says what ends it; `max_steps` always does."""
+
+    name: str
+    """Shown in metrics and the ledger."""
+    domains: list[Literal["math", "code"]] = Field(min_length=1)
+    """Which problems take part."""
+    until: Literal["plateau", "epochs", "steps"]
+    """plateau: the smoothed reward stopped growing. epochs, steps: after that many."""
+    epochs: int | None = Field(None, ge=1)
+    """Length with until: epochs."""
+    steps: int | None = Field(None, ge=1)
+    """Length with until: steps."""
+    window: int = Field(10, ge=1)
+    """plateau: steps in each of the two windows whose mean rewards are compared."""
+    min_gain: float = 0.01
+    """plateau: reached when the later window's mean reward exceeds the earlier one's by less than this."""
+    min_steps: int = Field(0, ge=0)
+    """plateau: never before this many steps of the stage."""
+    max_steps: int | None = Field(None, ge=1)
+    """Ends the stage whatever `until` says."""
+
+
+class Resample(Section):
+    """History resampling at every epoch's end."""
+
+    enabled: bool = True
+    """False: plain epochs (GRPO)."""
+    drop_at: float = Field(1.0, gt=0, le=1)
+    """Prompts with at least this pass rate leave."""
+    epochs: int | None = Field(None, ge=1)
+    """For how many epochs they stay away; unset: for good."""
+
+
+class WarmStart(Section):
+    """Supervised steps on worked solutions before RL (a cold start); the data rows carry a `response`."""
+
+    data: list[str] = Field(min_length=1)
+    """JSONL files with `prompt` and `response`."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch: int = Field(64, ge=1)
+    """Sequences a step."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero."""
+
+
+class Eval(Section):
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: only before the first step and after the last."""
+    samples: int = Field(4, ge=1)
+    """k of avg@k."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature of evaluation."""
+
+
+class Checkpoint(Section):
+    every: int = Field(20, ge=0)
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = Field(2, ge=1)
+    """Complete checkpoints kept."""
+
+
+class Logging(Section):
+    tensorboard: bool = True
+    """Write TensorBoard events to RUN/tb."""
+    wandb: str | None = None
+    """Project name; needs `pip install wandb`."""
+
+
+class Config(Section):
+    run: str
+    """Run folder; an existing one is resumed."""
+    seed: int = Field(1, ge=0)
+    """Of everything random."""
+    model: Model
+    parallel: Parallel = Parallel()
+    data: Data
+    batch: Batch = Batch()
+    rollout: Rollout = Rollout()
+    algorithm: Algorithm = Algorithm()
+    optimizer: Optimizer = Optimizer()
+    reward: Reward = Reward()
+    stages: list[Stage] = Field(min_length=1)
+    resample: Resample = Resample()
+    warm_start: WarmStart | None = None
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    logging: Logging = Logging()
+
+
+# -- loading --------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML reads 1e-6 as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, and validate every field.
+
+    Raises UserError naming the file and the key. Combinations are checked by `check`, which needs the world size.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except yaml.YAMLError as e:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    for item in overrides or []:
+        _override(tree, item)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        raise UserError(f"{path}: {_explain(e.errors()[0])}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    key, sep, value = item.partition("=")
+    if not sep or not key:
+        raise UserError(f"override {item!r}: write it as section.key=value")
+    *parents, last = key.split(".")
+    node: Any = tree
+    for p in parents:
+        node = node.setdefault(p, {}) if isinstance(node, dict) else _index(node, p, key)
+    parsed = yaml.load(value, Loader=_Loader)
+    if isinstance(node, dict):
+        node[last] = parsed
+    else:
+        _index(node, last, key)
+        node[int(last)] = parsed
+
+
+def _index(node: Any, part: str, key: str) -> Any:
+    if not isinstance(node, list) or not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"override {key}: there is no {part!r} below {type(node).__name__}")
+    return node[int(part)]
+
+
+def _explain(error: Any) -> str:
+    """One line for one pydantic error: the key, the value, the nearest valid choice."""
+    key = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: required, but not set"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        near = difflib.get_close_matches(str(error["input"]), choices, n=1)
+        message += f"; did you mean {near[0]!r}?" if near else ""
+    return f"{key} = {error['input']!r}: {message}"
+
+
+def _fields_at(loc: tuple[Any, ...]) -> list[str]:
+    cls: Any = Config
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = cls.model_fields[part].annotation
+        found = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+        cls = found[0]
+    return list(cls.model_fields)
+
+
+# -- combinations ---------------------------------------------------------------------------------------------------
+
+
+def check(config: Config, world_size: int) -> None:
+    """Refuse what cannot run: layout against the model's shape and the ranks, batch against the layout, and
+    settings that need each other. Reads config.json of the model, nothing else. Raises UserError."""
+    hf = hf_config(config.model.path)
+    p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
+    heads = hf["num_attention_heads"]
+    kv_heads = hf.get("num_key_value_heads") or heads
+    for what, size in (("attention heads", heads), ("key-value heads", kv_heads), ("feed-forward width", hf["intermediate_size"])):
+        _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size)
+    _divides("parallel.pipeline", p.pipeline, f"the model's {hf['num_hidden_layers']} layers", hf["num_hidden_layers"])
+    if p.sequence and p.tensor == 1:
+        raise UserError("parallel.sequence = True: needs parallel.tensor > 1; set parallel.sequence to false")
+    model_parallel = p.tensor * p.pipeline
+    _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the {world_size} ranks of this launch", world_size)
+    if r.tensor is not None and r.tensor != model_parallel:
+        raise UserError(f"rollout.tensor = {r.tensor}: must be parallel.tensor x parallel.pipeline = {model_parallel}")
+    _divides("rollout.tensor", model_parallel, f"the model's {heads} attention heads", heads)
+    replicas = world_size // model_parallel
+    step = replicas * b.micro_batch * b.updates
+    if b.prompts % replicas:
+        raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
+                        f"nearest: {_nearest(b.prompts, replicas)}")
+    if b.prompts * b.samples % step:
+        raise UserError(f"batch.micro_batch = {b.micro_batch}: {b.prompts} prompts x {b.samples} samples must divide by "
+                        f"{replicas} replicas x {b.micro_batch} micro-batch x {b.updates} updates = {step}; nearest "
+                        f"micro_batch: {_nearest_divisor(b.micro_batch, b.prompts * b.samples // (replicas * b.updates))}")
+    if a.old_logprobs == "rollout" and a.tis_cap is None:
+        raise UserError("algorithm.tis_cap: required with old_logprobs = 'rollout'; 2.0 is usual")
+    if a.kl is None and a.kl_coef:
+        raise UserError(f"algorithm.kl_coef = {a.kl_coef}: has no effect without algorithm.kl; set kl to k1, k2 or k3")
+    if a.truncated == "shape" and config.reward.overlong is None:
+        raise UserError("reward.overlong: required with algorithm.truncated = 'shape'")
+    if config.reward.overlong and config.reward.overlong.start >= r.max_response_tokens:
+        raise UserError(f"reward.overlong.start = {config.reward.overlong.start}: must be below "
+                        f"rollout.max_response_tokens = {r.max_response_tokens}")
+    limit = hf.get("max_position_embeddings")
+    if limit and config.data.max_prompt_tokens + r.max_response_tokens > limit:
+        raise UserError(f"rollout.max_response_tokens = {r.max_response_tokens}: with data.max_prompt_tokens = "
+                        f"{config.data.max_prompt_tokens} it exceeds the model's {limit} positions; "
+                        f"at most {limit - config.data.max_prompt_tokens}")
+    for i, stage in enumerate(config.stages):
+        if stage.until in ("epochs", "steps") and getattr(stage, stage.until) is None:
+            raise UserError(f"stages.{i}.{stage.until}: required with until: {stage.until}")
+
+
+def hf_config(model: str) -> dict[str, Any]:
+    """config.json of a Hugging Face directory. Raises UserError when it is missing, malformed, or not supported."""
+    file = Path(model) / "config.json"
+    try:
+        hf = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory") from None
+    except json.JSONDecodeError as e:
+        raise UserError(f"{file}: not valid JSON: {e}") from None
+    if hf.get("model_type") not in ("llama", "qwen2", "qwen3"):
+        raise UserError(f"{file}: model_type = {hf.get('model_type')!r} is not supported; llama, qwen2 and qwen3 are")
+    return hf
+
+
+def _divides(key: str, size: int, what: str, total: int) -> None:
+    if total % size:
+        raise UserError(f"{key} = {size}: does not divide {what}; nearest: {_nearest_divisor(size, total)}")
+
+
+def _nearest_divisor(value: int, total: int) -> int:
+    return min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: (abs(d - value), d))
+
+
+def _nearest(value: int, step: int) -> int:
+    return max(step, round(value / step) * step)

@@ -1,0 +1,1 @@
+"""Problems: their schema, their prompts, and the toy set of the quickstart."""

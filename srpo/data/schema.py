@@ -1,0 +1,82 @@
+"""What a problem is, and reading problems from JSONL.
+
+One object a line: `id`, `domain` ("math" or "code"), `prompt`, and `answer` (math: the final answer) or `tests`
+(code: what the program must pass, see srpo/sandbox). Worked solutions for the warm start carry `response` too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import UserError
+
+DOMAINS = ("math", "code")
+
+
+@dataclass(frozen=True)
+class Problem:
+    id: str
+    domain: str
+    prompt: str
+    answer: str | None = None
+    tests: dict[str, Any] | None = None
+    response: str | None = None
+
+
+def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -> list[Problem]:
+    """All problems of some JSONL files, in order. Raises UserError naming file, line and field."""
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for path in paths:
+        for where, row in _lines(Path(path)):
+            problem = _problem(where, row, need_response)
+            if problem.id in seen:
+                raise UserError(f"{where}: id {problem.id!r} was used before, at {seen[problem.id]}; ids must be unique")
+            seen[problem.id] = where
+            problems.append(problem)
+        if not problems or not seen[problems[-1].id].startswith(f"{path}:"):
+            raise UserError(f"{path}: no problems in it")
+    return problems
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        file = path.open(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such data file") from None
+    with file:
+        for n, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}:{n}"
+                try:
+                    yield where, json.loads(line)
+                except json.JSONDecodeError as e:
+                    raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
+
+
+def _problem(where: str, row: Any, need_response: bool) -> Problem:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+    if unknown := sorted(set(row) - set(Problem.__dataclass_fields__)):
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; fields: {', '.join(Problem.__dataclass_fields__)}")
+    needed = {"id": str, "domain": str, "prompt": str}
+    if need_response:
+        needed["response"] = str
+    elif row.get("domain") == "math":
+        needed["answer"] = str
+    elif row.get("domain") == "code":
+        needed["tests"] = dict
+    for field, kind in needed.items():
+        if field not in row:
+            raise UserError(f"{where}: field {field!r} is missing")
+        if not isinstance(row[field], kind):
+            raise UserError(f"{where}: field {field!r} must be {kind.__name__}, found {type(row[field]).__name__}")
+        if not row[field]:
+            raise UserError(f"{where}: field {field!r} is empty")
+    if row["domain"] not in DOMAINS:
+        raise UserError(f"{where}: domain = {row['domain']!r}; choose one of {', '.join(DOMAINS)}")
+    return Problem(**row)
