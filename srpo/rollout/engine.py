@@ -1,0 +1,83 @@
+"""Sampling with vLLM in the trainer's process: one engine a rank, tensor-parallel replicas by external_launcher.
+
+What a prompt's samples are depends on (seed, step, prompt, sample index) and the topology alone. On CUDA every request
+carries its own seed, which vLLM's sampler hashes in the kernel. On CPU vLLM would keep a torch generator a seeded
+request, which is slow; there torch is seeded once before a batch, and the scheduler's order is deterministic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import torch
+from torch import distributed as dist
+from vllm import LLM, SamplingParams
+
+from srpo.batch import Sample
+from srpo.config import Config
+from srpo.megatron.step import Trainer
+from srpo.rollout.weights import SharedWeights
+
+
+class RolloutEngine:
+    """A vLLM engine on the trainer's weights. `replica` of `replicas` says which prompts are this rank's."""
+
+    def __init__(self, config: Config, trainer: Trainer, stop_ids: list[int]):
+        tensor = config.parallel.tensor * config.parallel.pipeline
+        self.replica = dist.get_rank() // tensor
+        self.replicas = dist.get_world_size() // tensor
+        self.leader = dist.get_rank() % tensor == 0
+        self.stop_ids = stop_ids
+        self.max_tokens = config.rollout.max_response_tokens
+        self.seed = config.seed
+        self.on_cuda = torch.cuda.is_available()
+        self.weights = SharedWeights(trainer, config.parallel)
+        self.llm = LLM(
+            config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype, skip_tokenizer_init=True,
+            tensor_parallel_size=tensor, distributed_executor_backend="external_launcher", seed=config.seed,
+            max_model_len=config.data.max_prompt_tokens + self.max_tokens, max_num_seqs=config.rollout.max_sequences,
+            kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enforce_eager=config.rollout.eager or not self.on_cuda,
+            enable_sleep_mode=self.on_cuda, generation_config="vllm", logprobs_mode="processed_logprobs")
+
+    def generate(self, prompts: Sequence[list[int]], keys: Sequence[str], *, step: int, samples: int,
+                 temperature: float) -> list[list[Sample]]:
+        """`samples` responses to each prompt of this replica; `keys` name the prompts, for their seeds.
+
+        Every rank of a replica calls it with the same arguments and gets the same result.
+        """
+        if not prompts:
+            return []
+        params = [SamplingParams(
+            n=samples, temperature=temperature, max_tokens=self.max_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
+            stop_token_ids=self.stop_ids, seed=_seed(self.seed, step, key) if self.on_cuda else None) for key in keys]
+        if not self.on_cuda:
+            torch.manual_seed(_seed(self.seed, step, f"replica {self.replica} of {self.replicas}"))
+        requests = [{"prompt_token_ids": p} for p in prompts]
+        outputs = self.llm.generate(requests, params, use_tqdm=False)  # type: ignore[arg-type]
+        return [[Sample(list(o.prompt_token_ids), list(c.token_ids), list(c.logprobs.logprobs), c.finish_reason == "length")
+                 for c in o.outputs] for o in outputs]
+
+    def sync(self) -> None:
+        """After an update: new weights where they are copied, and no cached keys and values of old ones."""
+        self.weights.sync()
+        self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Free the KV cache for the update (CUDA only; the weights are the trainer's and stay)."""
+        if self.on_cuda:
+            self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        if self.on_cuda:
+            self.llm.wake_up()
+
+
+def _seed(seed: int, step: int, key: str) -> int:
+    """62 bits, well mixed: vLLM adds the sample index to it, and streams must not overlap."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{key}".encode(), digest_size=8).digest()) >> 2
