@@ -1,0 +1,147 @@
+"""The command line: `srpo train`, `srpo export`, `srpo doctor`.
+
+Nothing heavy is imported until the arguments and the configuration are known to be good: `--help` and every message
+about a bad setting appear before torch loads.
+
+How a failure ends a launch of many ranks: the rank that fails writes its reason where torchrun looks for it, prints it
+and exits at once; torchrun then ends the others. Exit codes: 0, 2 for a UserError, 130 for Ctrl-C, 1 for a defect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from srpo.errors import UserError
+
+GRACE = 5.0
+"""Seconds that a rank other than 0 waits before it prints an error: if rank 0 has the same one, torchrun has ended
+this rank by then, and the message appears once."""
+
+ECHO = 2.0
+"""Seconds before a rank prints a traceback: the death of one rank breaks the collectives of the others, and torchrun
+ends those within a second. Only the cause should speak."""
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Entry point of the `srpo` script and of `python -m srpo`."""
+    faulthandler.enable()
+    code = command(argv)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and "torch" in sys.modules:
+        # A normal shutdown joins threads and destroys process groups, which can wait for ever on ranks that are gone,
+        # and torchrun ends the launch only once a rank has exited.
+        os._exit(code)
+    sys.exit(code)
+
+
+def command(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; failures are reported here."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.handler(args)
+    except UserError as e:
+        _report_user_error(f"srpo: error: {e}")
+        return 2
+    except ModuleNotFoundError as e:
+        _report_user_error(f"srpo: error: package {e.name!r} is not installed; `srpo doctor` tells how to get it")
+        return 2
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            print("srpo: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        _report_defect()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="srpo", description="Two-staged history-resampling policy optimization.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = commands.add_parser(
+        "train", help="train, or resume the run that is there",
+        description="Train as a YAML file says. Alone it is one rank; for more: torchrun --nproc-per-node N -m srpo train ...")
+    train.add_argument("config", metavar="CONFIG", help="YAML file; srpo/config.py documents every key")
+    train.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings in place of the file's")
+    train.set_defaults(handler=_train)
+
+    export = commands.add_parser(
+        "export", help="write the last checkpoint of a run as a Hugging Face directory",
+        description="Write the last checkpoint of a run as a directory that transformers and vLLM load.")
+    export.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    export.add_argument("directory", metavar="DIR", type=Path, help="where to write; created")
+    export.set_defaults(handler=_export)
+
+    doctor = commands.add_parser(
+        "doctor", help="what is installed, what is active and why, what is missing",
+        description="Say whether `srpo train` can run here; the exit code is 0 if it can, else 1.")
+    doctor.set_defaults(handler=_doctor)
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    from srpo import config
+
+    settings = config.load(args.config, args.overrides)
+    config.check(settings, int(os.environ.get("WORLD_SIZE", "1")))
+
+    from srpo.train import train
+
+    train(settings)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    if not (args.run / "config.yaml").is_file():
+        raise UserError(f"{args.run}: not a run folder, there is no config.yaml in it")
+
+    from srpo.train import export
+
+    export(args.run, args.directory)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from srpo.doctor import doctor
+
+    return doctor()
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _report_user_error(line: str) -> None:
+    """Print the line once a launch, whichever ranks have it."""
+    _tell_torchrun(line)
+    if _rank() > 0:
+        first_of_machine = os.environ.get("LOCAL_RANK") == "0"
+        time.sleep(GRACE if first_of_machine else 2 * GRACE)
+        line = line.replace("error:", f"error on rank {_rank()}:", 1)
+    print(line, file=sys.stderr)
+
+
+def _report_defect() -> None:
+    """Print the traceback, unless it only echoes another rank's end: then torchrun ends this rank while it waits."""
+    text = traceback.format_exc()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        time.sleep(ECHO)
+    _tell_torchrun(text)
+    print(f"srpo: rank {_rank()} failed:\n{text}", end="", file=sys.stderr)
+
+
+def _tell_torchrun(reason: str) -> None:
+    """Leave the reason for torchrun's summary, in the format of torch.distributed.elastic's `record`. That decorator
+    would do it too early for `_report_defect`: the first reason on file is taken for the cause of all."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        details = {"py_callstack": reason, "timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": reason, "extraInfo": details}}))
