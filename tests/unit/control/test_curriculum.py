@@ -1,0 +1,255 @@
+"""The curriculum, driven by a policy that is a function of (prompt, epoch): what a run does must not depend on where
+it was killed and resumed."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from srpo.config import Resample, Stage
+from srpo.control import Curriculum, Ledger, RolloutRow
+from srpo.errors import UserError
+
+MATH = {f"m{i}": "math" for i in range(7)}
+CODE = {f"c{i}": "code" for i in range(4)}
+
+
+def stage(name="one", domains=("math",), **fields) -> Stage:
+    return Stage(name=name, domains=list(domains), **({"until": "epochs", "epochs": 2} | fields))
+
+
+def rows(plan, problems, correct, reward=None):
+    """Two samples a prompt; correct(prompt, epoch) -> share of them that is."""
+    out = []
+    for prompt in plan.prompt_ids:
+        for k in range(2):
+            right = float((k + 1) / 2 <= correct(prompt, plan.epoch))
+            out.append(RolloutRow(plan.epoch, plan.step, plan.stage, prompt, k, problems[prompt], correct=right,
+                                  reward=reward(plan.step) if reward else right, tokens=5, truncated=False))
+    return out
+
+
+def run(curriculum, problems, correct, reward=None, steps=1000):
+    plans = []
+    while len(plans) < steps and (plan := curriculum.next()):
+        plans.append(plan)
+        curriculum.record(plan, rows(plan, problems, correct, reward))
+    return plans
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite"):
+        ledger = Ledger(tmp_path / name)
+        ledger._db.execute("PRAGMA synchronous = OFF")      # durability has its own test; thousands of syncs are slow
+        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger)
+    return make
+
+
+def table(curriculum, name):
+    return list(sqlite3.connect(curriculum._ledger.path).execute(f"SELECT * FROM {name} ORDER BY rowid"))
+
+
+def never(prompt, epoch):
+    return 0.0
+
+
+def test_an_epoch_is_one_pass_and_its_last_step_is_short(make):
+    plans = run(make(MATH, [stage()]), MATH, never)
+    assert [len(p.prompt_ids) for p in plans] == [3, 3, 1, 3, 3, 1]
+    assert [(p.step, p.epoch) for p in plans] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
+    first, second = ([i for p in plans if p.epoch == e for i in p.prompt_ids] for e in (1, 2))
+    assert sorted(first) == sorted(second) == sorted(MATH)
+    assert first != second
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(make):
+    long = run(make(MATH, [stage()], prompts=7, name="a"), MATH, never)
+    short = run(make(MATH, [stage()], prompts=2, name="b"), MATH, never)
+    assert long[1].prompt_ids == [i for p in short if p.epoch == 2 for i in p.prompt_ids]
+    assert long[0].prompt_ids != run(make(MATH, [stage()], prompts=7, seed=2, name="c"), MATH, never)[0].prompt_ids
+
+
+def test_mastered_prompts_leave_for_good_and_the_reward_does_not_matter(make):
+    c = make(MATH, [stage(epochs=3)])
+    plans = run(c, MATH, lambda p, e: {"m0": 1.0, "m1": 0.5}.get(p, 0.0), reward=lambda step: 1.0)
+    seen = {e: {i for p in plans if p.epoch == e for i in p.prompt_ids} for e in (1, 2, 3)}
+    assert seen == {1: set(MATH), 2: set(MATH) - {"m0"}, 3: set(MATH) - {"m0"}}
+    assert table(c, "epochs") == [(1, "one", 7, 6, 1), (2, "one", 6, 6, 0), (3, "one", 6, 6, 0)]
+
+
+def test_drop_at_is_a_pass_rate(make):
+    plans = run(make(MATH, [stage()], Resample(drop_at=0.5)), MATH, lambda p, e: {"m0": 1.0, "m1": 0.5}.get(p, 0.0))
+    assert {i for p in plans if p.epoch == 2 for i in p.prompt_ids} == set(MATH) - {"m0", "m1"}
+
+
+def test_prompts_return_after_their_epochs_away(make):
+    c = make(MATH, [stage(epochs=6)], Resample(epochs=2))
+    plans = run(c, MATH, lambda p, e: float(p == "m0"))
+    assert [e for e in range(1, 7) if any("m0" in p.prompt_ids for p in plans if p.epoch == e)] == [1, 4]
+    assert "0 mastered and dropped, 1 return" in table(c, "events")[2][2]
+
+
+def test_without_resampling_epochs_are_plain(make):
+    c = make(MATH, [stage()], Resample(enabled=False))
+    assert len(run(c, MATH, lambda p, e: 1.0)) == 6
+    assert table(c, "epochs") == [(1, "one", 7, 7, 0), (2, "one", 7, 7, 0)]
+
+
+def test_a_stage_change_in_the_middle_of_an_epoch_closes_it(make):
+    problems = MATH | CODE
+    c = make(problems, [stage(until="steps", steps=2), stage("two", ("math", "code"), epochs=1)])
+    plans = run(c, problems, lambda p, e: float(p != "m3"))
+    first = {i for p in plans[:2] for i in p.prompt_ids}
+    assert len(first) == 6 and [p.stage for p in plans[:3]] == ["one", "one", "two"]
+    second = {i for p in plans[2:] for i in p.prompt_ids}
+    assert second == set(problems) - (first - {"m3"}), "only what was seen can have been dropped"
+    dropped = len(first - {"m3"})
+    assert table(c, "epochs")[0] == (1, "one", 6, 6 - dropped, dropped)
+    assert ("stage", "one -> two: 2 steps") in [e[1:] for e in table(c, "events")]
+
+
+def test_an_epoch_that_ends_with_its_stage_is_closed_once(make):
+    c = make(MATH, [stage(until="steps", steps=3), stage("two")])
+    run(c, MATH, never, steps=4)
+    assert table(c, "epochs") == [(1, "one", 7, 7, 0)]
+
+
+def test_plateau_counts_the_stage_s_own_steps(make):
+    c = make(MATH, [stage(until="plateau", window=2), stage("two", until="plateau", window=2)])
+    plans = run(c, MATH, never, reward=lambda step: min(step, 4) / 10)
+    # Flat from step 4, so steps 6 and 7 no longer exceed the two before; the next stage needs four of its own.
+    assert [p.stage for p in plans] == ["one"] * 7 + ["two"] * 4
+
+
+def test_an_emptied_set_ends_the_stage_with_a_readable_event(make):
+    problems = MATH | CODE
+    c = make(problems, [stage(epochs=5), stage("two", ("code",), epochs=5), stage("three", ("math", "code"))])
+    plans = run(c, problems, lambda p, e: 1.0)
+    assert [p.stage for p in plans] == ["one"] * 3 + ["two"] * 2
+    assert c.next() is None
+    assert [e for e in table(c, "events") if e[1] == "emptied"] == [
+        (3, "emptied", "stage one: no math prompt is left after resampling"),
+        (5, "emptied", "stage two: no code prompt is left after resampling"),
+        (5, "emptied", "stage three: no math or code prompt is left after resampling")]
+    assert table(c, "events")[-1][2] == "three -> end of the run: no math or code prompt is left after resampling"
+
+
+def test_next_repeats_until_recorded(make):
+    c = make(MATH, [stage()])
+    assert c.next() == c.next()
+    assert len(run(c, MATH, never)) == 6
+
+
+def test_rows_of_another_plan_are_refused(make):
+    c = make(MATH, [stage()])
+    plan = c.next()
+    good = rows(plan, MATH, never)
+    with pytest.raises(ValueError, match="not those of its plan"):
+        c.record(plan, good[2:])
+    with pytest.raises(ValueError, match="not those of its plan"):
+        c.record(plan, [RolloutRow(1, 2, "one", r.prompt_id, r.sample, "math", 0.0, 0.0, 1, False) for r in good])
+    c.record(plan, good)
+
+
+# -- kill and resume ------------------------------------------------------------------------------------------------
+
+STAGES = [stage(until="plateau", window=3, min_gain=0.05), stage("two", ("math", "code"), until="epochs", epochs=3),
+          stage("three", ("code",), until="steps", steps=3)]
+
+
+def policy(prompt, epoch):
+    """Some prompts are mastered in their first epoch, some later, some never, and some forget."""
+    n = int(prompt[1:])
+    return [1.0 if epoch == 1 + n else 0.5, float(epoch > n), 0.0][n % 3]
+
+
+def growing(step):
+    return min(step, 5) / 7
+
+
+def whole_run(make, name, resample):
+    problems = MATH | CODE
+    curriculum = make(problems, STAGES, resample, name=name)
+    return curriculum, run(curriculum, problems, policy, growing)
+
+
+@pytest.mark.parametrize("resample", [Resample(), Resample(epochs=1), Resample(drop_at=0.5, epochs=2)])
+def test_resumed_anywhere_the_ledger_is_that_of_an_uninterrupted_run(make, resample):
+    problems = MATH | CODE
+    reference, plans = whole_run(make, "reference", resample)
+    expected = list(reference._ledger.dump())
+    assert len({p.stage for p in plans}) == 3 and len({p.epoch for p in plans}) >= 4
+    for saved_after in range(len(plans) + 1):
+        for lost in (0, 3):
+            name = f"{saved_after}-{lost}"
+            killed = make(problems, STAGES, resample, name=name)
+            done = run(killed, problems, policy, growing, steps=saved_after)
+            state = json.loads(json.dumps(killed.state_dict()))
+            run(killed, problems, policy, growing, steps=lost)
+            killed.next()                                   # an epoch may have been closed and a stage changed, unsaved
+            resumed = make(problems, STAGES, resample, name=name)
+            resumed.load_state_dict(state)
+            assert done + run(resumed, problems, policy, growing) == plans
+            assert list(resumed._ledger.dump()) == expected
+            killed._ledger.close()
+            resumed._ledger.close()
+
+
+def test_a_state_saved_between_next_and_record_resumes_too(make):
+    problems = MATH | CODE
+    reference, plans = whole_run(make, "reference", Resample())
+    for saved_after in range(len(plans)):
+        killed = make(problems, STAGES, name=f"{saved_after}")
+        run(killed, problems, policy, growing, steps=saved_after)
+        killed.next()
+        state = killed.state_dict()
+        resumed = make(problems, STAGES, name=f"{saved_after}")
+        resumed.load_state_dict(state)
+        assert run(resumed, problems, policy, growing) == plans[saved_after:]
+        assert list(resumed._ledger.dump()) == list(reference._ledger.dump())
+        resumed._ledger.close()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(make):
+    problems = MATH | CODE
+    reference, plans = whole_run(make, "reference", Resample())
+    run(make(problems, STAGES, name="killed"), problems, policy, growing, steps=5)
+    again = make(problems, STAGES, name="killed")
+    again.load_state_dict(None)
+    assert run(again, problems, policy, growing) == plans
+    assert list(again._ledger.dump()) == list(reference._ledger.dump())
+
+
+def test_the_state_is_small(make):
+    many = {f"m{i}": "math" for i in range(2000)}
+    c = make(many, [stage(epochs=3)], prompts=500)
+    run(c, many, lambda p, e: 1.0 if int(p[1:]) % 2 else 0.0, steps=6)
+    assert len(json.dumps(c.state_dict())) < 300
+
+
+def test_other_data_or_seed_are_refused(make):
+    state = make(MATH, [stage()]).state_dict()
+    for other in (make(MATH | CODE, [stage()]), make(MATH, [stage()], seed=2)):
+        with pytest.raises(UserError, match="data.train or seed differ"):
+            other.load_state_dict(state)
+
+
+# -- user errors ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_without_problems_is_named(make):
+    with pytest.raises(UserError, match=r"stages\.1\.domains = \['code'\] \(stage 'two'\): data.train has no such"):
+        make(MATH, [stage(), stage("two", ("code",))])
+
+
+def test_stage_names_must_differ(make):
+    with pytest.raises(UserError, match=r"stages\.1\.name = 'one': used before"):
+        make(MATH, [stage(), stage()])
+
+
+def test_control_imports_no_torch():
+    code = "import sys, srpo.control; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

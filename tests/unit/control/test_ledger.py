@@ -1,0 +1,136 @@
+"""The ledger: durable transactions, exact rollback, readable failures."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srpo.control.ledger import START, Ledger, RolloutRow
+from srpo.errors import UserError
+
+
+def step_rows(step: int, *, epoch: int = 1, prompts=("a", "b"), correct=0.0, reward=0.5, samples: int = 2):
+    return [RolloutRow(epoch, step, "s", p, k, "math", correct, reward, 7, False)
+            for p in prompts for k in range(samples)]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    yield ledger
+    ledger.close()
+
+
+def dump(ledger: Ledger) -> str:
+    return "\n".join(ledger.dump())
+
+
+def test_tables_have_the_documented_columns(ledger):
+    columns = {t: [c[1] for c in sqlite3.connect(ledger.path).execute(f"PRAGMA table_info({t})")] for t in START}
+    assert columns == {
+        "rollouts": ["epoch", "step", "stage", "prompt_id", "sample", "domain", "correct", "reward", "tokens",
+                     "truncated"],
+        "epochs": ["epoch", "stage", "prompts", "kept", "dropped"],
+        "events": ["step", "kind", "detail"],
+    }
+
+
+def test_rollback_then_the_same_rows_give_the_same_ledger(ledger):
+    ledger.append(step_rows(1))
+    ledger.event(1, "note", "one")
+    position = ledger.position()
+
+    def rest():
+        ledger.append(step_rows(2))
+        ledger.close_epoch(1, "s", prompts=2, dropped=1)
+        ledger.event(2, "note", "two")
+
+    rest()
+    first, rowids = dump(ledger), ledger.position()
+    ledger.rollback(position)
+    assert ledger.position() == position and "two" not in dump(ledger)
+    rest()
+    assert dump(ledger) == first and ledger.position() == rowids
+
+
+def test_rollback_to_the_start_empties_it(ledger):
+    ledger.append(step_rows(1))
+    ledger.rollback(START)
+    assert ledger.position() == START
+    ledger.append(step_rows(1))
+
+
+def test_rollback_beyond_the_end_names_both_counts(ledger):
+    with pytest.raises(UserError, match="holds 0 rollouts, but the checkpoint was saved with 5"):
+        ledger.rollback({**START, "rollouts": 5})
+
+
+def test_a_step_cannot_be_recorded_twice(ledger):
+    ledger.append(step_rows(3))
+    with pytest.raises(ValueError, match="already holds step 3"):
+        ledger.append(step_rows(3))
+
+
+def test_a_failed_append_leaves_nothing_of_the_step(ledger):
+    nan = [*step_rows(1), RolloutRow(1, 1, "s", "c", 0, "math", 0.0, float("nan"), 7, False)]
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.append(nan)
+    assert ledger.position() == START
+    ledger.append(step_rows(1))
+
+
+def test_full_disk_is_one_readable_line_and_loses_no_earlier_step(ledger):
+    ledger.append(step_rows(1))
+    ledger._db.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(UserError, match=r"ledger\.sqlite: cannot read or write the ledger: database or disk is full"):
+        ledger.append(step_rows(2, prompts=[f"prompt {i}" for i in range(5000)]))
+    assert ledger.position()["rollouts"] == 4
+
+
+def test_a_file_that_is_no_ledger(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(UserError, match="file is not a database"):
+        Ledger(path)
+    with pytest.raises(UserError, match="unable to open"):
+        Ledger(tmp_path / "missing" / "ledger.sqlite")
+
+
+def test_a_reader_may_look_while_the_run_writes(ledger):
+    reader = Ledger(ledger.path)
+    ledger.append(step_rows(1))
+    cursor = reader.solved(range(1, 2), 0.0)
+    next(cursor)
+    ledger.append(step_rows(2))
+    assert reader.position() != START
+    reader.close()
+
+
+def test_a_committed_step_survives_kill(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    code = (f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from test_ledger import *\n"
+            f"ledger = Ledger({str(path)!r})\n"
+            "for step in range(1, 6): ledger.append(step_rows(step))\n"
+            "ledger._db.execute('BEGIN IMMEDIATE')\n"
+            "ledger._db.execute(\"INSERT INTO events VALUES (9, 'half', 'done')\")\n"
+            "os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == -signal.SIGKILL
+    ledger = Ledger(path)
+    assert ledger.position() == {"rollouts": 20, "epochs": 0, "events": 0}
+    assert ledger.step_rewards("s") == [0.5] * 5
+
+
+def test_solved_is_about_correctness_by_epoch_and_prompt(ledger):
+    half = [RolloutRow(1, 1, "s", "half", k, "math", float(k), 5.0, 7, False) for k in range(2)]
+    partial = [RolloutRow(1, 1, "s", "partial", k, "code", 0.9, 5.0, 7, False) for k in range(2)]
+    ledger.append(half + partial + step_rows(1, prompts=["yes"], correct=1.0, reward=-1.0))
+    ledger.append(step_rows(2, epoch=2, prompts=["half"], correct=1.0))
+    assert list(ledger.solved(range(1, 2), 1.0)) == [(1, "yes")]
+    assert sorted(ledger.solved(range(1, 2), 0.5)) == [(1, "half"), (1, "yes")]
+    assert list(ledger.solved(range(1, 3), 1.0)) == [(1, "yes"), (2, "half")]
+    assert list(ledger.solved(range(1, 1), 1.0)) == []
