@@ -10,9 +10,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -53,6 +53,9 @@ class RolloutRow:
     truncated: bool
 
 
+_values = attrgetter(*(f.name for f in fields(RolloutRow)))
+
+
 class Ledger:
     """Opens or creates the file. Any method raises UserError when the file cannot be read or written (full disk,
     locked by another run, not a ledger)."""
@@ -73,7 +76,7 @@ class Ledger:
         if rows and last and rows[0].step <= last[0]:
             raise ValueError(f"{self.path}: already holds step {last[0]}, cannot append step {rows[0].step}")
         with self._transaction():
-            self._db.executemany("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(astuple, rows))
+            self._db.executemany("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_values, rows))
 
     def close_epoch(self, epoch: int, stage: str, *, prompts: int, dropped: int) -> None:
         """Record an epoch's end: prompts rolled out in it, and how many of them leave."""
