@@ -1,0 +1,1 @@
+"""The policy's trainer on Megatron-Core: the only package that imports it."""
