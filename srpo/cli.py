@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train", help="train, or resume the run that is there",
-        description="Train as a YAML file says. Alone it is one rank; for more: torchrun --nproc-per-node N -m srpo train ...")
+        description="Train as a YAML file says. Alone it is one rank; for more: torchrun ... -m srpo train CONFIG ...")
     train.add_argument("config", metavar="CONFIG", help="YAML file; srpo/config.py documents every key")
     train.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings in place of the file's")
     train.set_defaults(handler=_train)
