@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from srpo.errors import UserError
 class Section(BaseModel):
     """Base of all sections: exact types, no unknown keys, immutable once loaded."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False,
+                              use_attribute_docstrings=True)
 
 
 class Model(Section):
@@ -247,7 +249,7 @@ class Logging(Section):
 
 
 class Config(Section):
-    run: str
+    run: str = Field(min_length=1)
     """Run folder; an existing one is resumed."""
     seed: int = Field(1, ge=0)
     """Of everything random."""
@@ -271,11 +273,20 @@ class Config(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML reads 1e-6 as a string."""
+    """YAML 1.2: PyYAML reads 1e-6 as a string, and takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                              list("-+0123456789"))
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -285,9 +296,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read as text: {e}") from None
     except yaml.YAMLError as e:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(tree, dict):
@@ -313,7 +326,10 @@ def _override(tree: dict[str, Any], item: str) -> None:
     node: Any = tree
     for p in parents:
         node = node.setdefault(p, {}) if isinstance(node, dict) else _index(node, p, key)
-    parsed = yaml.load(value, Loader=_Loader)
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as e:
+        raise UserError(f"override {item!r}: the value is not valid YAML: {' '.join(str(e).split())}") from None
     if isinstance(node, dict):
         node[last] = parsed
     else:
@@ -364,27 +380,29 @@ def check(config: Config, world_size: int) -> None:
     settings that need each other. Reads config.json of the model, nothing else. Raises UserError."""
     hf = hf_config(config.model.path)
     p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
-    heads = hf["num_attention_heads"]
+    heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
     kv_heads = hf.get("num_key_value_heads") or heads
-    for what, size in (("attention heads", heads), ("key-value heads", kv_heads), ("feed-forward width", hf["intermediate_size"])):
-        _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size)
-    _divides("parallel.pipeline", p.pipeline, f"the model's {hf['num_hidden_layers']} layers", hf["num_hidden_layers"])
+    width = hf["intermediate_size"]
+    shared = math.gcd(heads, kv_heads, width)
+    for what, size in (("attention heads", heads), ("key-value heads", kv_heads), ("feed-forward width", width)):
+        _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size, shared)
+    _divides("parallel.pipeline", p.pipeline, f"the model's {layers} layers", layers)
     if p.sequence and p.tensor == 1:
         raise UserError("parallel.sequence = True: needs parallel.tensor > 1; set parallel.sequence to false")
     model_parallel = p.tensor * p.pipeline
-    _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the {world_size} ranks of this launch", world_size)
+    _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)
     if r.tensor is not None and r.tensor != model_parallel:
         raise UserError(f"rollout.tensor = {r.tensor}: must be parallel.tensor x parallel.pipeline = {model_parallel}")
     _divides("rollout.tensor", model_parallel, f"the model's {heads} attention heads", heads)
     replicas = world_size // model_parallel
-    step = replicas * b.micro_batch * b.updates
     if b.prompts % replicas:
         raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
                         f"nearest: {_nearest(b.prompts, replicas)}")
-    if b.prompts * b.samples % step:
-        raise UserError(f"batch.micro_batch = {b.micro_batch}: {b.prompts} prompts x {b.samples} samples must divide by "
-                        f"{replicas} replicas x {b.micro_batch} micro-batch x {b.updates} updates = {step}; nearest "
-                        f"micro_batch: {_nearest_divisor(b.micro_batch, b.prompts * b.samples // (replicas * b.updates))}")
+    responses = b.prompts * b.samples // replicas
+    _divides("batch.updates", b.updates, f"the {responses} responses of a replica (prompts x samples / replicas)",
+             responses)
+    each = responses // b.updates
+    _divides("batch.micro_batch", b.micro_batch, f"the {each} responses of a replica and update", each)
     if a.old_logprobs == "rollout" and a.tis_cap is None:
         raise UserError("algorithm.tis_cap: required with old_logprobs = 'rollout'; 2.0 is usual")
     if a.kl is None and a.kl_coef:
@@ -399,9 +417,23 @@ def check(config: Config, world_size: int) -> None:
         raise UserError(f"rollout.max_response_tokens = {r.max_response_tokens}: with data.max_prompt_tokens = "
                         f"{config.data.max_prompt_tokens} it exceeds the model's {limit} positions; "
                         f"at most {limit - config.data.max_prompt_tokens}")
-    for i, stage in enumerate(config.stages):
-        if stage.until in ("epochs", "steps") and getattr(stage, stage.until) is None:
-            raise UserError(f"stages.{i}.{stage.until}: required with until: {stage.until}")
+    if config.eval.every and not config.data.eval:
+        raise UserError(f"eval.every = {config.eval.every}: has no effect without data.eval")
+    _check_stages(config.stages)
+
+
+def _check_stages(stages: list[Stage]) -> None:
+    names = [stage.name for stage in stages]
+    for i, stage in enumerate(stages):
+        if names.index(stage.name) < i:
+            raise UserError(f"stages.{i}.name = {stage.name!r}: used before; the ledger tells stages apart by name")
+        for length in ("epochs", "steps"):
+            value = getattr(stage, length)
+            if stage.until == length and value is None:
+                raise UserError(f"stages.{i}.{length}: required with until: {length}")
+            if stage.until != length and value is not None:
+                raise UserError(f"stages.{i}.{length} = {value}: has no effect with until: {stage.until}; "
+                                "max_steps ends a stage of any kind")
 
 
 def hf_config(model: str) -> dict[str, Any]:
@@ -413,14 +445,20 @@ def hf_config(model: str) -> dict[str, Any]:
         raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory") from None
     except json.JSONDecodeError as e:
         raise UserError(f"{file}: not valid JSON: {e}") from None
+    if not isinstance(hf, dict):
+        raise UserError(f"{file}: expected an object, found {type(hf).__name__}")
     if hf.get("model_type") not in ("llama", "qwen2", "qwen3"):
         raise UserError(f"{file}: model_type = {hf.get('model_type')!r} is not supported; llama, qwen2 and qwen3 are")
+    for key in ("num_attention_heads", "num_hidden_layers", "intermediate_size"):
+        if not isinstance(hf.get(key), int):
+            raise UserError(f"{file}: {key} = {hf.get(key)!r}: must be an integer")
     return hf
 
 
-def _divides(key: str, size: int, what: str, total: int) -> None:
+def _divides(key: str, size: int, what: str, total: int, shared: int | None = None) -> None:
+    """`shared`: what the size must divide in the end, when `total` is not the only such number."""
     if total % size:
-        raise UserError(f"{key} = {size}: does not divide {what}; nearest: {_nearest_divisor(size, total)}")
+        raise UserError(f"{key} = {size}: does not divide {what}; nearest: {_nearest_divisor(size, shared or total)}")
 
 
 def _nearest_divisor(value: int, total: int) -> int:

@@ -32,28 +32,33 @@ def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for path in paths:
+        before = len(problems)
         for where, row in _lines(Path(path)):
             problem = _problem(where, row, need_response)
             if problem.id in seen:
-                raise UserError(f"{where}: id {problem.id!r} was used before, at {seen[problem.id]}; ids must be unique")
+                raise UserError(f"{where}: id {problem.id!r} was used before, at {seen[problem.id]}; make it unique")
             seen[problem.id] = where
             problems.append(problem)
-        if not problems or not seen[problems[-1].id].startswith(f"{path}:"):
+        if len(problems) == before:
             raise UserError(f"{path}: no problems in it")
     return problems
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror}") from None
     with file:
         for n, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path}:{n}"
                 try:
-                    yield where, json.loads(line)
+                    yield where, json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as e:
+                    raise UserError(f"{where}: not valid UTF-8: {e.reason} at byte {e.start + 1}") from None
                 except json.JSONDecodeError as e:
                     raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
 
@@ -63,7 +68,7 @@ def _problem(where: str, row: Any, need_response: bool) -> Problem:
         raise UserError(f"{where}: expected an object, found {type(row).__name__}")
     if unknown := sorted(set(row) - set(Problem.__dataclass_fields__)):
         raise UserError(f"{where}: unknown field {unknown[0]!r}; fields: {', '.join(Problem.__dataclass_fields__)}")
-    needed = {"id": str, "domain": str, "prompt": str}
+    needed: dict[str, type] = {"id": str, "domain": str, "prompt": str}
     if need_response:
         needed["response"] = str
     elif row.get("domain") == "math":
