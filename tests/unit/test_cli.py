@@ -1,0 +1,125 @@
+"""The command line alone: what it imports, what it prints, and the exit codes. Launches of many ranks: tests/distributed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from srpo import __main__, cli
+from srpo.errors import UserError
+
+HF = {"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8}
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    path = tmp_path / "c.yaml"
+    path.write_text(f"run: {tmp_path}/run\nmodel: {{path: {tmp_path}}}\ndata: {{train: [a.jsonl]}}\n"
+                    "rollout: {max_response_tokens: 64}\n"
+                    "stages: [{name: math, domains: [math], until: steps, steps: 1}]\n")
+    return str(path)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Put functions in place of srpo.train's, so that no model is built."""
+    def fake(**functions):
+        monkeypatch.setitem(sys.modules, "srpo.train", type("train", (), {k: staticmethod(f) for k, f in functions.items()}))
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return fake
+
+
+def heavy_modules_after(*argv: str) -> str:
+    """Which of torch, pydantic, rich a command line has imported when it ends."""
+    code = ("import sys\nfrom srpo import cli\ntry: cli.main(sys.argv[1:])\n"
+            "finally: print('loaded', *sorted({'torch', 'pydantic', 'rich'} & set(sys.modules)))")
+    out = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True).stdout
+    return out.splitlines()[-1].removeprefix("loaded").strip()
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["export", "--help"], ["doctor", "--help"], ["nonsense"]])
+def test_help_imports_nothing_heavy(argv):
+    assert heavy_modules_after(*argv) == ""
+
+
+def test_settings_are_checked_before_torch_loads(config):
+    assert heavy_modules_after("train", config, "batch.micro_batch=3") == "pydantic"
+
+
+def test_train_gets_the_checked_configuration(config, fake):
+    seen = []
+    fake(train=seen.append)
+    assert cli.command(["train", config, "seed=7", "batch.prompts=16"]) == 0
+    assert seen[0].seed == 7 and seen[0].batch.prompts == 16
+
+
+def test_world_size_of_the_launch_is_checked(config, fake, monkeypatch, capsys):
+    fake(train=lambda config: pytest.fail("was called"))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert cli.command(["train", config, "parallel.tensor=2"]) == 2
+    assert capsys.readouterr().err == ("srpo: error: parallel.tensor x parallel.pipeline = 2: does not divide the launch's "
+                                       "3 ranks; nearest: 1\n")
+
+
+def test_user_error_is_one_line_and_code_2(config, fake, capsys):
+    def train(config):
+        raise UserError("data.jsonl:3: field 'answer' is missing")
+
+    fake(train=train)
+    assert cli.command(["train", config]) == 2
+    assert capsys.readouterr().err == "srpo: error: data.jsonl:3: field 'answer' is missing\n"
+
+
+def test_missing_package_points_to_the_doctor(config, fake, capsys):
+    def train(config):
+        import no_such_package_here  # noqa: F401
+
+    fake(train=train)
+    assert cli.command(["train", config]) == 2
+    assert capsys.readouterr().err == ("srpo: error: package 'no_such_package_here' is not installed; "
+                                       "`srpo doctor` tells how to get it\n")
+
+
+def test_defect_keeps_its_traceback_and_is_code_1(config, fake, capsys):
+    def train(config):
+        raise ZeroDivisionError("a defect")
+
+    fake(train=train)
+    assert cli.command(["train", config]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("srpo: rank 0 failed:\nTraceback") and err.endswith("ZeroDivisionError: a defect\n")
+
+
+def test_reason_is_left_for_torchrun(config, fake, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert cli.command(["train", config, "batch.prompt=1"]) == 2
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert "batch.prompt: unknown key" in message["message"] and int(message["extraInfo"]["timestamp"]) > 0
+
+
+def test_export(tmp_path, fake):
+    seen = []
+    fake(export=lambda run, directory: seen.append((run, directory)))
+    (tmp_path / "config.yaml").write_text("run: x")
+    assert cli.command(["export", str(tmp_path), str(tmp_path / "hf")]) == 0
+    assert seen == [(tmp_path, tmp_path / "hf")]
+
+
+def test_export_of_something_else_than_a_run(tmp_path, capsys):
+    assert cli.command(["export", str(tmp_path), "hf"]) == 2
+    assert capsys.readouterr().err == f"srpo: error: {tmp_path}: not a run folder, there is no config.yaml in it\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["train"], ["export", "run"]])
+def test_wrong_usage_is_code_2(argv):
+    with pytest.raises(SystemExit) as stop:
+        cli.command(argv)
+    assert stop.value.code == 2
+
+
+def test_module_entry_point_is_the_command_line():
+    assert __main__.main is cli.main

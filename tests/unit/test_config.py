@@ -1,0 +1,201 @@
+"""Every message of the configuration: what is refused, and that the line names the key, the value and the way out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from srpo import config
+from srpo.errors import UserError
+
+HF = {
+    "model_type": "qwen2", "num_attention_heads": 12, "num_key_value_heads": 4, "num_hidden_layers": 6,
+    "intermediate_size": 64, "max_position_embeddings": 2048,
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """The smallest complete configuration, for a model directory that holds only config.json."""
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    return {
+        "run": "runs/x",
+        "model": {"path": str(tmp_path)},
+        "data": {"train": ["train.jsonl"]},
+        "batch": {"prompts": 8, "samples": 4, "micro_batch": 4},
+        "rollout": {"max_response_tokens": 256},
+        "stages": [{"name": "math", "domains": ["math"], "until": "steps", "steps": 2}],
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(tree: dict | str) -> Path:
+        path = tmp_path / "c.yaml"
+        path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+def message(write, tree, overrides=(), world_size: int | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        loaded = config.load(write(tree), list(overrides))
+        if world_size is not None:
+            config.check(loaded, world_size)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_smallest_configuration_loads_with_the_paper_defaults(tree, write):
+    c = config.load(write(tree))
+    config.check(c, 1)
+    assert (c.optimizer.lr, c.optimizer.beta1, c.optimizer.beta2) == (1e-6, 0.9, 0.95)
+    assert c.algorithm.kl is None and c.algorithm.truncated == "zero" and c.resample.drop_at == 1.0
+
+
+def test_dump_is_read_back_equal(tree, write):
+    c = config.load(write(tree), ["reward.overlong.start=9", "optimizer.lr=3e-7"])
+    assert config.load(write(config.dump(c))) == c
+
+
+def test_overrides(tree, write):
+    c = config.load(write(tree), ["optimizer.lr=1e-4", "stages.0.steps=7", "data.eval=[a.jsonl, b.jsonl]",
+                                  "parallel.sequence=true", "algorithm.tis_cap=null", "run=a=b"])
+    assert c.optimizer.lr == 1e-4 and c.stages[0].steps == 7 and c.data.eval == ["a.jsonl", "b.jsonl"]
+    assert c.parallel.sequence and c.algorithm.tis_cap is None and c.run == "a=b"
+
+
+@pytest.mark.parametrize(("override", "expected"), [
+    ("lr", "override 'lr': write it as section.key=value"),
+    ("=1", "override '=1': write it as section.key=value"),
+    ("stages.3.steps=1", "override stages.3.steps: there is no '3' below list"),
+    ("seed.x=1", "override seed.x: there is no 'x' below int"),
+    ("data.train=[a", "override 'data.train=[a': the value is not valid YAML"),
+])
+def test_bad_override(tree, write, override, expected):
+    tree["seed"] = 1
+    assert message(write, tree, [override]).startswith(expected)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml: no such configuration file"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_directory_instead_of_a_file(tmp_path):
+    with pytest.raises(UserError, match="cannot be read as text: .*directory"):
+        config.load(tmp_path)
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"run: \xff\n")
+    with pytest.raises(UserError, match=r"c\.yaml: cannot be read as text"):
+        config.load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("run: [1", "c.yaml: not valid YAML"),
+    ("- a\n- b", "c.yaml: expected a mapping of sections, found list"),
+    ("", "c.yaml: expected a mapping of sections, found NoneType"),
+    ("run: a\nseed: 1\nrun: b", "duplicate key 'run'"),
+    ("batch: {prompts: 1, prompts: 2}", "duplicate key 'prompts'"),
+])
+def test_bad_yaml(write, text, expected):
+    assert expected in message(write, text)
+
+
+@pytest.mark.parametrize(("override", "expected"), [
+    ("optimizer.learning_rate=1", "optimizer.learning_rate: unknown key; valid keys: lr, warmup, beta1"),
+    ("batch.prompt=1", "batch.prompt: unknown key; did you mean 'prompts'?"),
+    ("optimiser.lr=1", "optimiser: unknown key; did you mean 'optimizer'?"),
+    ("stages.0.step=1", "stages.0.step: unknown key; did you mean 'steps'?"),
+    ("reward.overlong.begin=1", "reward.overlong.start: required, but not set"),
+    ("reward.custom=[{function: a:b, wieght: 1}]", "reward.custom.0.wieght: unknown key; did you mean 'weight'?"),
+    ("batch.prompts=many", "batch.prompts = 'many': input should be a valid integer"),
+    ("batch.prompts=8.0", "batch.prompts = 8.0: input should be a valid integer"),
+    ("batch.prompts=0", "batch.prompts = 0: input should be greater than or equal to 1"),
+    ("batch.samples=1", "batch.samples = 1: input should be greater than or equal to 2"),
+    ("optimizer.lr='1e-6'", "optimizer.lr = '1e-6': input should be a valid number"),
+    ("optimizer.lr=.inf", "optimizer.lr = inf: input should be a finite number"),
+    ("algorithm.entropy_coef=.nan", "algorithm.entropy_coef = nan: input should be a finite number"),
+    ("parallel.sequence=1", "parallel.sequence = 1: input should be a valid boolean"),
+    ("model.dtype=bfloat", "did you mean 'bfloat16'?"),
+    ("algorithm.kl=k4", "algorithm.kl = 'k4': input should be 'k1', 'k2' or 'k3'"),
+    ("stages.0.domains=[maths]", "stages.0.domains.0 = 'maths': input should be 'math' or 'code'; did you mean 'math'?"),
+    ("stages.0.domains=[]", "stages.0.domains = []: "),
+    ("data.train=a.jsonl", "data.train = 'a.jsonl': input should be a valid list"),
+    ("batch=", "batch = None: input should be a valid dictionary"),
+    ("run=''", "run = '': string should have at least 1 character"),
+])
+def test_bad_value(tree, write, override, expected):
+    text = message(write, tree, [override])
+    assert expected in text and "c.yaml: " in text
+
+
+@pytest.mark.parametrize("key", ["run", "model", "data", "stages"])
+def test_required_section(tree, write, key):
+    del tree[key]
+    assert message(write, tree).endswith(f"c.yaml: {key}: required, but not set")
+
+
+def test_configuration_cannot_be_changed_after_loading(tree, write):
+    with pytest.raises(ValueError, match="frozen"):
+        config.load(write(tree)).optimizer.lr = 1.0
+
+
+@pytest.mark.parametrize(("overrides", "ranks", "expected"), [
+    (["parallel.tensor=5"], 5, "parallel.tensor = 5: does not divide the model's 12 attention heads; nearest: 4"),
+    (["parallel.tensor=6"], 6, "parallel.tensor = 6: does not divide the model's 4 key-value heads; nearest: 4"),
+    (["parallel.tensor=3"], 3, "parallel.tensor = 3: does not divide the model's 4 key-value heads; nearest: 2"),
+    (["parallel.pipeline=4"], 4, "parallel.pipeline = 4: does not divide the model's 6 layers; nearest: 3"),
+    (["parallel.sequence=true"], 1, "parallel.sequence = True: needs parallel.tensor > 1"),
+    (["parallel.tensor=2"], 3, "parallel.tensor x parallel.pipeline = 2: does not divide the launch's 3 ranks; nearest: 1"),
+    (["parallel.tensor=2", "rollout.tensor=1"], 2, "rollout.tensor = 1: must be parallel.tensor x parallel.pipeline = 2"),
+    (["parallel.tensor=4", "parallel.pipeline=2"], 8, "rollout.tensor = 8: does not divide the model's 12 attention heads"),
+    (["batch.prompts=9"], 4, "batch.prompts = 9: must divide over 4 data-parallel replicas; nearest: 8"),
+    (["batch.updates=3"], 1, "batch.updates = 3: does not divide the 32 responses of a replica"),
+    (["batch.updates=3"], 1, "nearest: 2"),
+    (["batch.micro_batch=3"], 1, "batch.micro_batch = 3: does not divide the 32 responses of a replica and update; nearest: 2"),
+    (["batch.micro_batch=9"], 4, "batch.micro_batch = 9: does not divide the 8 responses of a replica and update; nearest: 8"),
+    (["algorithm.old_logprobs=rollout"], 1, "algorithm.tis_cap: required with old_logprobs = 'rollout'"),
+    (["algorithm.kl_coef=0.1"], 1, "algorithm.kl_coef = 0.1: has no effect without algorithm.kl"),
+    (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
+    (["reward.overlong.start=256"], 1, "reward.overlong.start = 256: must be below rollout.max_response_tokens = 256"),
+    (["rollout.max_response_tokens=1025"], 1, "exceeds the model's 2048 positions; at most 1024"),
+    (["eval.every=5"], 1, "eval.every = 5: has no effect without data.eval"),
+    (["stages.0.until=epochs", "stages.0.steps=null"], 1, "stages.0.epochs: required with until: epochs"),
+    (["stages.0.steps=null"], 1, "stages.0.steps: required with until: steps"),
+    (["stages.0.until=plateau"], 1, "stages.0.steps = 2: has no effect with until: plateau"),
+])
+def test_impossible_combination(tree, write, overrides, ranks, expected):
+    assert expected in message(write, tree, overrides, ranks)
+
+
+def test_stage_names_are_unique(tree, write):
+    tree["stages"] *= 2
+    assert "stages.1.name = 'math': used before" in message(write, tree, [], 1)
+
+
+@pytest.mark.parametrize(("overrides", "ranks"), [
+    (["parallel.tensor=4"], 8),
+    (["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=3"], 6),
+    (["batch.updates=2", "batch.micro_batch=1"], 8),
+    (["algorithm.old_logprobs=rollout", "algorithm.tis_cap=2"], 2),
+    (["algorithm.truncated=shape", "reward.overlong.start=200"], 1),
+])
+def test_possible_combination(tree, write, overrides, ranks):
+    config.check(config.load(write(tree), overrides), ranks)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (None, "config.json does not exist; give a Hugging Face model directory"),
+    ("{", "config.json: not valid JSON"),
+    ("[]", "config.json: expected an object, found list"),
+    (json.dumps(HF | {"model_type": "mamba"}), "model_type = 'mamba' is not supported; llama, qwen2 and qwen3 are"),
+    (json.dumps(HF | {"num_hidden_layers": None}), "num_hidden_layers = None: must be an integer"),
+])
+def test_bad_model(tree, write, tmp_path, text, expected):
+    (tmp_path / "config.json").unlink() if text is None else (tmp_path / "config.json").write_text(text)
+    assert expected in message(write, tree, [], 1)

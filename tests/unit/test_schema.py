@@ -1,0 +1,81 @@
+"""Reading problems: what a line may hold, and the message for each thing that is wrong."""
+
+import json
+
+import pytest
+
+from srpo.data.schema import read_problems
+from srpo.errors import UserError
+
+MATH = {"id": "m1", "domain": "math", "prompt": "1+1?", "answer": "2"}
+CODE = {"id": "c1", "domain": "code", "prompt": "Add.", "tests": {"kind": "stdio", "cases": [{"input": "1", "output": "1"}]}}
+
+
+@pytest.fixture
+def data(tmp_path):
+    def data(*rows, name="d.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return data
+
+
+def test_reads_in_order_and_skips_blank_lines(data):
+    problems = read_problems([data(CODE, "", MATH), data(MATH | {"id": "m2"}, name="e.jsonl")])
+    assert [p.id for p in problems] == ["c1", "m1", "m2"]
+    assert problems[0].tests == CODE["tests"] and problems[1].answer == "2" and problems[1].response is None
+
+
+def test_worked_solutions_need_a_response_but_no_answer(data):
+    row = {"id": "w", "domain": "math", "prompt": "1+1?", "response": "2"}
+    assert read_problems([data(row)], need_response=True)[0].response == "2"
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ('{"id": "m1",', r"d\.jsonl:2: not valid JSON: .* at column \d+"),
+    ("[1]", r"d\.jsonl:2: expected an object, found list"),
+    (MATH | {"anwser": "2"}, r"d\.jsonl:2: unknown field 'anwser'; fields: id, domain, prompt, answer, tests, response"),
+    ({k: v for k, v in MATH.items() if k != "prompt"}, r"d\.jsonl:2: field 'prompt' is missing"),
+    ({k: v for k, v in MATH.items() if k != "answer"}, r"d\.jsonl:2: field 'answer' is missing"),
+    ({k: v for k, v in CODE.items() if k != "tests"}, r"d\.jsonl:2: field 'tests' is missing"),
+    (MATH | {"answer": 2}, r"d\.jsonl:2: field 'answer' must be str, found int"),
+    (MATH | {"id": 7}, r"d\.jsonl:2: field 'id' must be str, found int"),
+    (MATH | {"prompt": ""}, r"d\.jsonl:2: field 'prompt' is empty"),
+    (MATH | {"domain": "maths"}, r"d\.jsonl:2: domain = 'maths'; choose one of math, code"),
+    (MATH | {"id": "first"}, r"d\.jsonl:2: id 'first' was used before, at .*d\.jsonl:1; make it unique"),
+])
+def test_bad_line(data, row, expected):
+    with pytest.raises(UserError, match=expected):
+        read_problems([data(MATH | {"id": "first"}, row)])
+
+
+def test_missing_response(data):
+    with pytest.raises(UserError, match=r"d\.jsonl:1: field 'response' is missing"):
+        read_problems([data(MATH)], need_response=True)
+
+
+def test_id_used_in_two_files(data):
+    with pytest.raises(UserError, match=r"e\.jsonl:1: id 'm1' was used before, at .*d\.jsonl:1"):
+        read_problems([data(MATH), data(MATH, name="e.jsonl")])
+
+
+def test_empty_file_is_named_even_after_one_with_problems(data):
+    with pytest.raises(UserError, match=r"e\.jsonl: no problems in it"):
+        read_problems([data(MATH), data(name="e.jsonl")])
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl: no such data file"):
+        read_problems([tmp_path / "none.jsonl"])
+
+
+def test_directory(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_problems([tmp_path])
+
+
+def test_not_utf8(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(json.dumps(MATH).encode() + b'\n{"id": "\xff"}\n')
+    with pytest.raises(UserError, match=r"d\.jsonl:2: not valid UTF-8: .* at byte 9"):
+        read_problems([tmp_path / "d.jsonl"])
