@@ -1,0 +1,288 @@
+"""The GRPO family of policy losses, from logits, from hidden states, or straight from rewards.
+
+All variants are a loss a token times a weight a token, summed (config.py names their sources). With the normalizer given
+as the whole batch's count, the losses and gradients of micro-batches and ranks simply add up.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from srpo_kernels.advantage import group_advantage
+from srpo_kernels.config import PolicyLossConfig, PolicyLossMetrics
+from srpo_kernels.dispatch import Backend
+from srpo_kernels.logprob import linear_token_logprobs, token_logprobs
+
+# exp(20) is 5e8: a log-ratio beyond this is a broken batch, and its gradient is dropped before it overflows.
+LOG_RATIO_BOUND = 20.0
+
+DEFAULT = PolicyLossConfig()
+
+
+def policy_loss(
+    logits: Tensor,
+    tokens: Tensor,
+    advantages: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    config: PolicyLossConfig = DEFAULT,
+    normalizer: float | Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, PolicyLossMetrics]:
+    """Policy loss of packed response tokens; differentiable in the logits.
+
+    Args:
+        logits: [N, V], row n predicting token n; see token_logprobs for dtypes, group, vocab_size and backend.
+        tokens: [N] int64; anything where masked.
+        advantages: [N], or [S] a sequence with cu_seqlens ([N] where N == S).
+        old_logprobs: [N] of the policy before the update; None: the current ones, so that every ratio is 1.
+        ref_logprobs: [N] of the reference policy, for KL.
+        rollout_logprobs: [N] as reported by the inference engine, for tis_cap and metrics.rollout_diff.
+        mask: [N] bool; False rows get a gradient of exactly 0 and count nowhere, even if they hold NaN or inf.
+        cu_seqlens: [S + 1] integer offsets of the sequences in N, from 0 to N.
+        normalizer: denominator of the loss, a float or a 0-dim tensor: tokens ("token"), sequences ("sequence"), sequences *
+            constant_length ("constant") of the whole batch. None: this call's own. Sequence-level options need a
+            sequence's tokens to be in one call.
+
+    Returns:
+        The 0-dim loss (float32, float64 for float64 logits) and its metrics.
+
+    Raises:
+        ValueError: for shapes that do not fit, or an option without the tensor it needs.
+        IndexError: for an unmasked token outside the vocabulary (on CPU).
+    """
+    logprobs, entropy = token_logprobs(
+        logits, tokens, temperature=config.temperature, return_entropy=True, mask=mask, group=group,
+        vocab_size=vocab_size, backend=backend)
+    return _loss(logprobs, entropy, advantages, old_logprobs, ref_logprobs, rollout_logprobs, mask, cu_seqlens, config,
+                 normalizer)
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    advantages: Tensor,
+    *,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    config: PolicyLossConfig = DEFAULT,
+    normalizer: float | Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, PolicyLossMetrics]:
+    """policy_loss of logits = hidden @ weight.T, never held as a whole; differentiable in hidden [N, H] and weight [V, H].
+
+    With `group` the gradient of hidden is this rank's partial one: see linear_token_logprobs.
+    """
+    logprobs, entropy = linear_token_logprobs(
+        hidden, weight, tokens, temperature=config.temperature, return_entropy=True, mask=mask, group=group,
+        vocab_size=vocab_size, backend=backend)
+    return _loss(logprobs, entropy, advantages, old_logprobs, ref_logprobs, rollout_logprobs, mask, cu_seqlens, config,
+                 normalizer)
+
+
+def grpo_loss(
+    logits: Tensor,
+    tokens: Tensor,
+    rewards: Tensor,
+    group_offsets: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    scale: Literal["std", "none"] = "std",
+    eps: float = 1e-6,
+    unbiased: bool = False,
+    valid: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, PolicyLossMetrics]:
+    """policy_loss of the group-relative advantages of rewards [S], sequence s being tokens cu_seqlens[s] to [s + 1].
+
+    group_offsets, scale, eps, unbiased, valid as in group_advantage; options are policy_loss's keywords.
+    """
+    advantages = group_advantage(rewards, group_offsets, scale=scale, eps=eps, unbiased=unbiased, valid=valid)
+    if len(advantages) != len(cu_seqlens) - 1:
+        raise ValueError(f"cu_seqlens must be [{len(advantages) + 1}] for {len(advantages)} rewards, got {len(cu_seqlens)}")
+    advantages = advantages.repeat_interleave(cu_seqlens.to(advantages.device).diff())
+    return policy_loss(logits, tokens, advantages, cu_seqlens=cu_seqlens, **options)
+
+
+class _Sequences(NamedTuple):
+    lengths: Tensor
+    """[S] tokens of each sequence, masked ones too."""
+    index: Tensor
+    """[N] the sequence that each token belongs to."""
+    tokens: Tensor
+    """[S] unmasked tokens, floating point."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[S] from [N], deterministic on every device (unlike index_add)."""
+        return torch.segment_reduce(values, "sum", lengths=self.lengths, initial=0, unsafe=True)
+
+
+def _sequences(cu_seqlens: Tensor, weights: Tensor) -> _Sequences:
+    rows = len(weights)
+    if cu_seqlens.device.type == "cpu" and (cu_seqlens[0] != 0 or cu_seqlens[-1] != rows):
+        raise ValueError(f"cu_seqlens must run from 0 to the {rows} tokens, got {cu_seqlens.tolist()}")
+    lengths = cu_seqlens.to(weights.device, torch.int64).diff()
+    index = torch.repeat_interleave(torch.arange(len(lengths), device=weights.device), lengths, output_size=rows)
+    sequences = _Sequences(lengths, index, weights)
+    return sequences._replace(tokens=sequences.sum(weights))
+
+
+def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, sequences: _Sequences | None) -> Tensor:
+    """Token log-ratios, or given the sequences GSPO-token's: the sequence's mean, each token's own gradient."""
+    log_ratio = logprobs - old_logprobs
+    if sequences is not None:
+        mean = sequences.sum(log_ratio.detach()) / sequences.tokens.clamp(min=1)
+        log_ratio = mean[sequences.index] + (logprobs - logprobs.detach())
+    return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+
+
+def _policy_term(
+    logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, config: PolicyLossConfig
+) -> tuple[Tensor, Tensor]:
+    """Loss [N] of each token, and [N] bool where its ratio was clipped."""
+    ratio = log_ratio.exp()
+    low, high = 1 - config.clip_low, 1 + config.clip_high
+    bounded = ratio.clamp(low, high)
+    if config.objective == "cispo":
+        return -bounded.detach() * advantages * logprobs, (ratio < low) | (ratio > high)
+    # min(r A, clip(r) A), spelled out so that a tie cannot split the gradient.
+    clipped = ((advantages > 0) & (ratio > high)) | ((advantages < 0) & (ratio < low))
+    loss = torch.where(clipped, -bounded.detach() * advantages, -ratio * advantages)
+    if config.dual_clip is not None:
+        above = (advantages < 0) & (ratio > config.dual_clip)
+        loss = torch.where(above, -config.dual_clip * advantages, loss)
+        clipped = clipped | above
+    return loss, clipped
+
+
+class _K3(torch.autograd.Function):
+    """exp(d) - 1 - d with a gradient that does not cancel: autograd's would be (expm1(d) + 1) - 1, 0 for small d."""
+
+    @staticmethod
+    def forward(ctx: Any, d: Tensor) -> Tensor:
+        growth = torch.expm1(d)
+        ctx.save_for_backward(growth)
+        # expm1(d) - d cancels as well where d is small; the next terms of the series are below rounding there.
+        return torch.where(d.abs() < 1e-2, d * d * (0.5 + d * (1 / 6 + d * (1 / 24 + d / 120))), growth - d)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0]
+
+
+def _kl_term(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
+    x = logprobs - ref_logprobs
+    if estimator == "k1":
+        return x
+    if estimator == "k2":
+        return 0.5 * x.square()
+    return _K3.apply((-x).clamp(max=LOG_RATIO_BOUND))
+
+
+def _loss(
+    logprobs: Tensor,
+    entropy: Tensor,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    config: PolicyLossConfig,
+    normalizer: float | Tensor | None,
+) -> tuple[Tensor, PolicyLossMetrics]:
+    rows = len(logprobs)
+    _check(rows, advantages, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens, config, normalizer)
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
+    weights = mask.to(logprobs.dtype)
+    sequences = None if cu_seqlens is None else _sequences(cu_seqlens, weights)
+    if sequences is not None and len(advantages) != rows:
+        advantages = advantages.to(weights.device)[sequences.index]
+
+    def clean(values: Tensor) -> Tensor:
+        return values.to(logprobs).masked_fill(~mask, 0)
+
+    advantages, current = clean(advantages), logprobs.detach()
+    old = current if old_logprobs is None else clean(old_logprobs)
+    log_ratio = _log_ratio(logprobs, old, sequences if config.ratio == "sequence" else None)
+    policy, clipped = _policy_term(logprobs, log_ratio, advantages, config)
+    rollout_diff = None
+    if rollout_logprobs is not None:
+        rollout = clean(rollout_logprobs)
+        rollout_diff = (current - rollout).abs()
+        if config.tis_cap is not None:
+            policy = policy * (old - rollout).exp().clamp(max=config.tis_cap)
+    loss = policy
+    kl = torch.zeros_like(current)
+    if ref_logprobs is not None:
+        kl = _kl_term(logprobs, clean(ref_logprobs), config.kl or "k3")
+        if config.kl_coef:
+            loss = loss + config.kl_coef * kl
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * entropy
+    metrics = PolicyLossMetrics(
+        logprobs=current, entropy=entropy.detach(), rollout_diff=rollout_diff,
+        policy_loss=policy.detach().sum(), kl=kl.detach().sum(), entropy_sum=entropy.detach().sum(),
+        clipped=(clipped & mask).sum(), tokens=mask.sum())
+    return _aggregate(loss, weights, sequences, config, normalizer), metrics
+
+
+def _aggregate(
+    loss: Tensor, weights: Tensor, sequences: _Sequences | None, config: PolicyLossConfig, normalizer: float | Tensor | None
+) -> Tensor:
+    count = weights.sum()
+    if sequences is not None and config.aggregate != "token":
+        count = (sequences.tokens > 0).sum()
+        if config.aggregate == "sequence":
+            weights = weights / sequences.tokens.clamp(min=1)[sequences.index]
+        elif config.constant_length is not None:
+            count = count * config.constant_length
+    return (loss * weights).sum() / (count.clamp(min=1) if normalizer is None else normalizer)
+
+
+def _check(
+    rows: int,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    cu_seqlens: Tensor | None,
+    config: PolicyLossConfig,
+    normalizer: float | Tensor | None,
+) -> None:
+    given = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs, "rollout_logprobs": rollout_logprobs}
+    for name, values in given.items():
+        if values is not None and values.shape != (rows,):
+            raise ValueError(f"{name} must be [{rows}], one a token, got {list(values.shape)}")
+    sequences = None if cu_seqlens is None else len(cu_seqlens) - 1
+    if advantages.dim() != 1 or len(advantages) not in (rows, sequences):
+        raise ValueError(f"advantages must be [{rows}] a token" + (f" or [{sequences}] a sequence" if cu_seqlens is not None
+                         else ", or a sequence with cu_seqlens") + f", got {list(advantages.shape)}")
+    own_count = normalizer is None and config.aggregate == "constant"
+    if cu_seqlens is None and (config.ratio == "sequence" or config.aggregate == "sequence" or own_count):
+        raise ValueError(f"ratio={config.ratio!r} with aggregate={config.aggregate!r} needs cu_seqlens")
+    if own_count and config.constant_length is None:
+        raise ValueError('aggregate="constant" needs config.constant_length, or a normalizer')
+    if config.kl is not None and ref_logprobs is None:
+        raise ValueError(f"kl={config.kl!r} needs ref_logprobs")
+    if config.tis_cap is not None and rollout_logprobs is None:
+        raise ValueError(f"tis_cap={config.tis_cap} needs rollout_logprobs")
+    if isinstance(normalizer, (int, float)) and not normalizer > 0:
+        raise ValueError(f"normalizer must be positive, got {normalizer}")

@@ -1,0 +1,76 @@
+"""Row statistics of logits in plain torch: what the C++ extension computes, in the same form (see csrc/ops.cpp).
+
+A row of logits x at temperature T is reduced to [m, s, t, x_y]: its maximum, sum exp((x - m) / T), sum of the same times
+(x - m) / T, and the target's logit (0 where the target is not among the columns). Log-probability and entropy follow,
+for one tensor or for the shards of a vocabulary. The maximum gets no gradient: nothing depends on its choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _exponentials(x: Tensor, maximum: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """exp(d) and d = (x - m) / T, with d = 0 where exp(d) is 0, so that 0 * -inf never forms."""
+    d = (x - maximum.masked_fill(maximum == -torch.inf, 0).unsqueeze(1)) / temperature
+    e = d.exp()
+    return e, d.masked_fill(e == 0, 0)
+
+
+def _widen(logits: Tensor, columns: int) -> Tensor:
+    return logits[:, :columns].to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def forward(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> Tensor:
+    """Statistics [N, 4] of logits [N, V], float32 (float64 for float64).
+
+    tokens [N] count from this tensor's first column and may lie outside; columns: how many take part, from the first.
+    """
+    x = _widen(logits, columns)
+    if columns == 0:
+        return x.new_tensor([-torch.inf, 0, 0, 0]).repeat(len(x), 1)
+    maximum = x.amax(1)
+    e, d = _exponentials(x, maximum, temperature)
+    target = x.gather(1, tokens.clamp(0, columns - 1).unsqueeze(1)).squeeze(1)
+    here = (tokens >= 0) & (tokens < columns)
+    return torch.stack([maximum, e.sum(1), (e * d).sum(1), target.masked_fill(~here, 0)], 1)
+
+
+def backward(
+    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool
+) -> Tensor:
+    """Gradient [N, V] in the logits' dtype, over the logits themselves if inplace; exactly 0 for a row whose grad is 0."""
+    out = logits if inplace else torch.empty_like(logits)
+    out[:, columns:] = 0
+    if columns == 0:
+        return out
+    e, d = _exponentials(_widen(logits, columns), statistics[:, 0], temperature)
+    _, grad_sum, grad_term, grad_target = grad.unsqueeze(2).unbind(1)
+    dx = e * (grad_sum + grad_term * (1 + d)) / temperature
+    here = ((tokens >= 0) & (tokens < columns)).unsqueeze(1)
+    # Before rounding to the logits' dtype: p_y - 1 of a likely token would vanish after it.
+    dx.scatter_add_(1, tokens.clamp(0, columns - 1).unsqueeze(1), grad_target * here)
+    out[:, :columns] = dx.masked_fill((grad[:, 1:] == 0).all(1, keepdim=True), 0)
+    return out
+
+
+class _Statistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool) -> Tensor:
+        result = forward(logits, tokens, temperature, columns)
+        ctx.save_for_backward(result, logits, tokens)
+        ctx.options = (temperature, columns, inplace)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+
+def differentiable(logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool) -> Tensor:
+    """forward(), with autograd."""
+    return _Statistics.apply(logits, tokens, temperature, columns, inplace)
