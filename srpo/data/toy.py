@@ -18,9 +18,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-CAREFUL = 0.35
+CAREFUL = {"math": 0.5, "code": 0.35}
 """Share of worked solutions that write the steps out."""
-HASTY_RIGHT = 0.25
+HASTY_RIGHT = 0.15
 """Share of hasty worked solutions that happen to be right."""
 TRAIN, HELD_OUT, WORKED = 128, 48, 4000
 """Problems a domain to train on, held-out problems a domain, and worked solutions a domain."""
@@ -57,12 +57,12 @@ def write(folder: Path, seed: int) -> None:
 
 def all_sums() -> list[dict[str, Any]]:
     return [{"prompt": f"{a}+{b}+{c}=<think>", "answer": str(a + b + c), "terms": (a, b, c)}
-            for a in range(21) for b in range(1, 10) for c in range(1, 10)]
+            for a in range(1, 10) for b in range(1, 10) for c in range(1, 10)]
 
 
 def solve_sum(problem: dict[str, Any], rng: random.Random) -> str:
     a, b, c = problem["terms"]
-    if rng.random() < CAREFUL:
+    if rng.random() < CAREFUL["math"]:
         thought, answer = f"{a}+{b}={a + b},{a + b}+{c}={a + b + c}", a + b + c
     else:
         thought, answer = "", a + b + c
@@ -94,7 +94,7 @@ def all_functions() -> list[dict[str, Any]]:
 def solve_function(problem: dict[str, Any], rng: random.Random) -> str:
     s1, i, s2, j = problem["steps"]
     thought = ""
-    if rng.random() < CAREFUL:
+    if rng.random() < CAREFUL["code"]:
         thought = f"x{s1}{i},{s2}{j}"
     elif rng.random() >= HASTY_RIGHT:
         wrong = rng.randrange(3)

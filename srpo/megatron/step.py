@@ -1,4 +1,4 @@
-"""One training step on Megatron-Core: forward, fused loss, backward, optimizer. The same lines on CUDA/NCCL and CPU/gloo.
+"""One training step on Megatron-Core: forward, fused loss, backward, optimizer; on CUDA/NCCL and CPU/gloo alike.
 
 Losses come normalized by the step's global count, so that micro-batches and data-parallel ranks simply add up; nothing
 here averages. Parameters live in Megatron's contiguous buffers and never move after construction: vLLM aliases them.
@@ -26,7 +26,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from srpo_kernels import PolicyLossConfig, PolicyLossMetrics, linear_policy_loss, linear_token_logprobs
 
 from srpo.batch import MicroBatch
-from srpo.config import Algorithm, Config
+from srpo.config import Config
 from srpo.megatron import attention
 from srpo.megatron.convert import Shards
 from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
@@ -69,7 +69,7 @@ class Trainer:
         self.config, self.hf_dir = config, Path(hf_dir)
         self.hf = read_hf_config(hf_dir)
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.model.dtype]
-        self.device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
         self.is_last_stage = mpu.is_pipeline_last_stage()
         self.tp_group = mpu.get_tensor_model_parallel_group() if config.parallel.tensor > 1 else None
         logger.info("attention: %s", attention.backend(self.device.type, self.dtype)[1])
@@ -95,7 +95,7 @@ class Trainer:
             _optimizer_config(config, self.dtype), [self.ddp], use_gloo_process_groups=False
         )
         self.shards = Shards(self.model, self.hf, padded_vocab_size(self.hf))
-        self._loss = policy_loss_config(config.algorithm)
+        self._loss = policy_loss_config(config)
         self._reference: list[torch.Tensor] | None = None
 
     # -- weights ----------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Trainer:
         self.optimizer.reload_model_params()
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """This rank's parameters by Megatron's names, layers counted from this stage's first. Their storage never moves."""
+        """This rank's parameters, layers counted from this stage's first. Their storage never moves."""
         return self.model.named_parameters()
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -156,7 +156,7 @@ class Trainer:
     # -- passes -----------------------------------------------------------------------------------------------------
 
     def logprobs(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor] | None:
-        """Log-probs [N] float32 of each micro-batch's targets at the rollout temperature. None but on the last stage."""
+        """Log-probs [N] float32 of each micro-batch's targets at the rollout temperature; None on earlier stages."""
 
         def head(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
             logprobs = linear_token_logprobs(
@@ -164,6 +164,7 @@ class Trainer:
                 self.model.output_weight(),
                 batch.targets,
                 temperature=self.config.rollout.temperature,
+                mask=batch.mask,
                 group=self.tp_group,
                 vocab_size=self.hf.vocab_size,
             )
@@ -191,7 +192,6 @@ class Trainer:
                 rollout_logprobs=batch.rollout_logprobs,
                 mask=batch.mask,
                 cu_seqlens=batch.cu_rows,
-                temperature=self.config.rollout.temperature,
                 config=self._loss,
                 normalizer=normalizer,
                 group=self.tp_group,
@@ -241,23 +241,27 @@ class Trainer:
         Raises FloatingPointError, before any weight changes, when the norm is not finite.
         """
         self._set_hyperparameters(lr)
-        found_inf = self.optimizer.prepare_grads()
-        norm = self.optimizer.get_grad_norm()
-        if found_inf or not math.isfinite(norm):
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm}; nothing was updated")
         self.optimizer.step()
-        return float(norm)
+        return norm
 
     def _set_hyperparameters(self, lr: float) -> None:
         """At every step: a loaded checkpoint brings its own, and Megatron applies wd_mult only in its own scheduler."""
+        o = self.config.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-            group["weight_decay"] = self.config.optimizer.weight_decay * group["wd_mult"]
+            group["betas"], group["eps"] = (o.beta1, o.beta2), o.eps
+            group["weight_decay"] = o.weight_decay * group["wd_mult"]
 
 
-def policy_loss_config(algorithm: Algorithm) -> PolicyLossConfig:
-    """The loss's part of the `algorithm` section."""
+def policy_loss_config(config: Config) -> PolicyLossConfig:
+    """The loss's part of the `algorithm` section, at the rollout's temperature."""
+    algorithm = config.algorithm
     return PolicyLossConfig(
+        temperature=config.rollout.temperature,
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         dual_clip=algorithm.dual_clip,

@@ -16,6 +16,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import torch
+import torch._dynamo
 from torch import distributed as dist
 from vllm import LLM, SamplingParams
 
@@ -37,6 +38,8 @@ class RolloutEngine:
         self.max_tokens = config.rollout.max_response_tokens
         self.seed = config.seed
         self.on_cuda = torch.cuda.is_available()
+        if not self.on_cuda:  # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here
+            torch._dynamo.config.disable = True
         self.weights = SharedWeights(trainer, config.parallel)
         self.llm = LLM(
             config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype, skip_tokenizer_init=True,

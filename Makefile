@@ -1,0 +1,42 @@
+# make setup   a virtual environment with everything, the extension built
+# make train   setup, then the quickstart: two ranks on CPU, a few minutes
+# make test    setup, then lint, types and all tests but the slow ones
+# make test-slow   ten kills of a run, the quickstart on three seeds
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+SOURCES := $(shell find csrc -type f 2>/dev/null)
+QUICKSTART := data/quickstart
+
+.PHONY: setup train test test-slow lint clean
+
+setup: $(VENV)/built
+
+$(VENV)/installed: requirements/train.txt requirements/cpu.txt requirements/gpu.txt requirements/dev.txt launch/install.sh
+	PYTHON=$(PYTHON) bash launch/install.sh $(VENV)
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(SOURCES)
+	SRPO_REQUIRE_EXT=1 $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(QUICKSTART)/train.jsonl: $(VENV)/built srpo/data/toy.py
+	$(BIN)/python -m srpo.data.toy $(QUICKSTART)
+
+train: $(VENV)/built $(QUICKSTART)/train.jsonl
+	$(BIN)/torchrun --nproc-per-node 2 -m srpo train configs/quickstart.yaml
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow"
+
+test-slow: $(VENV)/built
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info kernels/srpo_kernels/*.so $(QUICKSTART)

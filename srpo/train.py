@@ -1,0 +1,276 @@
+"""The algorithm. One process a device; every rank runs these lines, and rank 0 decides and writes.
+
+A step: the curriculum names the prompts, vLLM samples a group of responses to each on the trainer's own weights, the
+graders reward them, the ledger records them, advantages are taken within each group, and Megatron updates the policy.
+An epoch later the prompts that the policy has mastered are gone (history resampling); when the reward stops growing
+the next stage begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from srpo import config as configuration
+from srpo.batch import MicroBatch, Sample, normalizer, pack, split
+from srpo.comm import all_gather, broadcast
+from srpo.config import Config
+from srpo.control.curriculum import Curriculum, StepPlan
+from srpo.control.ledger import Ledger, RolloutRow
+from srpo.data.prompts import Tokenizer
+from srpo.data.schema import Problem, read_problems
+from srpo.megatron.checkpoint import Checkpointer
+from srpo.megatron.step import Trainer, init_distributed
+from srpo.metrics import Monitor
+from srpo.rewards.compose import Graded, Graders, Response
+from srpo.statistics import Update, advantages, check_canary, step_metrics, update_statistics
+from srpo.warm_start import warm_start
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config) -> None:
+    """Run, or resume, what `config` describes, to its end. Every rank calls it."""
+    init_distributed(config.parallel.tensor, config.parallel.pipeline)
+    run = Run(config)
+    try:
+        run.train()
+    finally:
+        run.close()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+class Run:
+    """Everything a run holds: the policy, its rollout engine, graders, the ledger and the curriculum on rank 0."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.rank = dist.get_rank()
+        self.replicas = dist.get_world_size() // (config.parallel.tensor * config.parallel.pipeline)
+        self.replica = self.rank // (config.parallel.tensor * config.parallel.pipeline)
+        self.folder = Path(config.run)
+        if self.rank == 0:
+            _claim(self.folder, config)
+        dist.barrier()
+        self.monitor = Monitor(self.folder, config, self.rank)
+        self.tokenizer = Tokenizer(config)
+        problems = read_problems(config.data.train)
+        self.problems = {p.id: p for p in problems}
+        self.held_out = read_problems(config.data.eval)
+        self.prompts = {p.id: self.tokenizer.prompt(p) for p in [*problems, *self.held_out]}
+        self.graders = Graders(config.reward, config.rollout.max_response_tokens, _workers(config))
+        if self.rank == 0:
+            self.ledger = Ledger(self.folder / "ledger.sqlite")
+            self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
+                                         config.batch.prompts, config.seed, self.ledger)
+        self.checkpoints = Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
+        self.trainer = self._policy()
+        self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
+        self.step_done = self._restore()
+
+        from srpo.rollout.engine import RolloutEngine  # vLLM takes seconds to import: first let bad input speak
+
+        self.engine = RolloutEngine(config, self.trainer, self.tokenizer.stop_ids)
+        self.monitor.note(self.engine.weights.summary)
+
+    # -- the algorithm ----------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        if self.step_done is None:
+            self.monitor.log({"step": 0, **self.evaluate(0)})
+            self.save(0)
+        plan = self.next_plan()
+        while plan:
+            metrics = self.step(plan)
+            upcoming = self.next_plan()
+            if upcoming is None or _due(plan.step, self.config.eval.every):
+                metrics |= self.evaluate(plan.step)
+            self.monitor.log(metrics)
+            if upcoming is None or _due(plan.step, self.config.checkpoint.every):
+                self.save(plan.step)
+            self.checkpoints.poll()
+            plan = upcoming
+        self.checkpoints.wait()
+        if not (self.folder / "hf").exists():
+            self.trainer.export_hf(self.folder / "hf")
+
+    def next_plan(self) -> StepPlan | None:
+        return broadcast(self.curriculum.next() if self.rank == 0 else None)
+
+    def step(self, plan: StepPlan) -> dict[str, Any]:
+        """One SRPO step; returns its metrics."""
+        problems = [self.problems[i] for i in plan.prompt_ids]
+        with self.monitor.phase("rollout"):
+            mine = self.sample(problems, plan.step, self.config.batch.samples, self.config.rollout.temperature)
+        with self.monitor.phase("reward"):
+            samples, graded = self.grade(problems, mine)
+        if self.rank == 0:
+            self.curriculum.record(plan, _rows(plan, problems, samples, graded))
+
+        with self.monitor.phase("update"):
+            update = self.update(plan, problems, samples, graded)
+        with self.monitor.phase("sync"):
+            self.engine.sync()
+        metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
+        metrics |= step_metrics(problems, samples, graded, update, self.monitor.times())
+        metrics |= {"weights/aliased_bytes": self.engine.weights.aliased_bytes,
+                    "weights/moved_bytes": self.engine.weights.moved_bytes}
+        return metrics
+
+    def sample(self, problems: list[Problem], step: int, samples: int, temperature: float) -> list[list[Sample]]:
+        """This replica's share of the groups: every `replicas`-th problem."""
+        own = problems[self.replica :: self.replicas]
+        self.engine.wake()
+        groups = self.engine.generate([self.prompts[p.id] for p in own], [p.id for p in own], step=step,
+                                      samples=samples, temperature=temperature)
+        self.engine.sleep()
+        return groups
+
+    def grade(self, problems: list[Problem], mine: list[list[Sample]]) -> tuple[list[Sample], list[Graded]]:
+        """Grade this replica's groups, then exchange: all samples of the step with their grades, in the problems' order."""
+        share: list[tuple[list[Sample], list[Graded]]] = []
+        if self.engine.leader:
+            own = problems[self.replica :: self.replicas]
+            responses = [Response(p, self.tokenizer.text(s.tokens), len(s.tokens), s.truncated)
+                         for p, group in zip(own, mine, strict=True) for s in group]
+            grades = iter(self.graders.grade(responses))
+            share = [(group, [next(grades) for _ in group]) for group in mine]
+        shares = [s for leader, s in all_gather((self.engine.leader, share)) if leader]
+        groups = [shares[i % self.replicas][i // self.replicas] for i in range(len(problems))]
+        return [s for g, _ in groups for s in g], [x for _, g in groups for x in g]
+
+    def update(self, plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> Update:
+        """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first."""
+        c = self.config
+        advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], c.batch.samples, c.algorithm)
+        pieces = split(len(samples), c.batch.updates)
+        batches = [pack(samples, advantage, piece, sequences=c.batch.micro_batch, rank=self.replica, ranks=self.replicas,
+                        multiple=c.parallel.tensor) for piece in pieces]
+        if c.batch.updates > 1 or c.algorithm.kl:
+            self.behaviour([b for micro_batches in batches for b in micro_batches])
+        lr = c.optimizer.lr * min(1.0, plan.step / max(1, c.optimizer.warmup))
+        total = Update()
+        for piece, micro_batches in zip(pieces, batches, strict=True):
+            count = normalizer(samples, piece, c.algorithm.aggregate, c.rollout.max_response_tokens)
+            metrics = self.trainer.forward_backward(micro_batches, count)
+            part = update_statistics(metrics, micro_batches) if self.reports else Update()
+            part = Update.merge(all_gather(part))
+            if piece.start == 0:
+                check_canary(part, plan.step, [p.id for p in problems], c.batch.samples, c.rollout.canary)
+            part.grad_norm = self.trainer.optimizer_step(lr)
+            total = Update.merge([total, part])
+        return total
+
+    def behaviour(self, micro_batches: list[MicroBatch]) -> None:
+        """Fill in the log-probs that the loss compares with: the sampling policy's, and the reference's for a KL term."""
+        algorithm = self.config.algorithm
+        if self.config.batch.updates > 1 and algorithm.old_logprobs == "rollout":
+            for batch in micro_batches:
+                batch.old_logprobs = batch.rollout_logprobs
+        elif self.config.batch.updates > 1:
+            for batch, logprobs in zip(micro_batches, self.trainer.logprobs(micro_batches) or [], strict=False):
+                batch.old_logprobs = logprobs
+        if algorithm.kl:
+            with self.trainer.reference():
+                for batch, logprobs in zip(micro_batches, self.trainer.logprobs(micro_batches) or [], strict=False):
+                    batch.ref_logprobs = logprobs
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """avg@k on the held-out problems of each domain, as eval/math and eval/code."""
+        if not self.held_out:
+            return {}
+        with self.monitor.phase("evaluation"):
+            mine = self.sample(self.held_out, -1 - step, self.config.eval.samples, self.config.eval.temperature)
+            _, graded = self.grade(self.held_out, mine)
+        self.engine.sync()
+        per_problem = [graded[i : i + self.config.eval.samples] for i in range(0, len(graded), self.config.eval.samples)]
+        scores: dict[str, list[float]] = {}
+        for problem, grades in zip(self.held_out, per_problem, strict=True):
+            scores.setdefault(problem.domain, []).extend(g.correct for g in grades)
+        return {f"eval/{domain}": sum(s) / len(s) for domain, s in scores.items()}
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def _policy(self) -> Trainer:
+        """The trainer with the weights that reinforcement learning starts from."""
+        base = self.config.model.path
+        trainer = Trainer(self.config, base)
+        if self.config.warm_start:
+            warm = self.folder / "warm"
+            if not broadcast(warm.exists()):
+                trainer.load_hf(base)
+                with self.monitor.phase("warm start"):
+                    warm_start(self.config, self.config.warm_start, trainer, self.tokenizer, rank=self.replica,
+                               ranks=self.replicas)
+                trainer.export_hf(warm)
+                trainer = Trainer(self.config, base)  # reinforcement learning begins with a fresh optimizer
+            base = str(warm)
+        trainer.load_hf(base)
+        if self.config.algorithm.kl:
+            trainer.snapshot_reference()
+        return trainer
+
+    def _restore(self) -> int | None:
+        """Go back to the latest checkpoint: weights, optimizer, curriculum, ledger, metrics. None: a fresh run."""
+        saved = self.checkpoints.load(self.trainer)
+        step, state = saved if saved else (-1, None)
+        if self.rank == 0:
+            self.curriculum.load_state_dict(state)
+            if saved:
+                log.info("resuming %s after step %d", self.folder, step)
+        self.monitor.resume(step)
+        return step if saved else None
+
+    def save(self, step: int) -> None:
+        state = broadcast(self.curriculum.state_dict() if self.rank == 0 else None)
+        self.checkpoints.save(step, self.trainer, state)
+
+    def close(self) -> None:
+        self.graders.close()
+        self.monitor.close()
+        self.checkpoints.close()
+
+
+def export(run: Path, directory: Path) -> None:
+    """Write the latest checkpoint of a run as a Hugging Face directory; alone or on the run's own topology."""
+    config = configuration.load(run / "config.yaml")
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world == 1:
+        config = config.model_copy(update={"parallel": configuration.Parallel()})
+    init_distributed(config.parallel.tensor, config.parallel.pipeline)
+    trainer = Trainer(config, config.model.path)
+    checkpoints = Checkpointer(run / "checkpoints", config.checkpoint.keep)
+    checkpoints.load_weights(trainer)
+    trainer.export_hf(directory)
+    dist.destroy_process_group()
+
+
+def _claim(folder: Path, config: Config) -> None:
+    """Create the run folder and write the resolved configuration, saying what differs from the one there before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, text = folder / "config.yaml", configuration.dump(config)
+    if file.exists() and (old := file.read_text()) != text:
+        changed = set(text.splitlines()) - set(old.splitlines())
+        log.warning("%s changed since the run began: %s", file, "; ".join(sorted(line.strip() for line in changed)))
+    file.write_text(text)
+
+
+def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> list[RolloutRow]:
+    group = len(samples) // len(problems)
+    return [RolloutRow(plan.epoch, plan.step, plan.stage, problems[i // group].id, i % group, problems[i // group].domain,
+                       g.correct, g.reward, len(s.tokens), s.truncated)
+            for i, (s, g) in enumerate(zip(samples, graded, strict=True))]
+
+
+def _workers(config: Config) -> int:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return config.reward.workers or max(1, (os.cpu_count() or 1) // local)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

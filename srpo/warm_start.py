@@ -1,0 +1,49 @@
+"""Supervised steps on worked solutions before reinforcement learning: a cold start.
+
+Not part of SRPO, which starts from a base model that already solves some problems. The loss is the policy loss with
+every advantage 1 and ratio 1, whose gradient is that of the negative log-likelihood.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+
+import torch.distributed as dist
+
+from srpo.batch import Sample, normalizer, pack
+from srpo.comm import all_gather
+from srpo.config import Config, WarmStart
+from srpo.data.prompts import Tokenizer
+from srpo.data.schema import read_problems
+from srpo.megatron.step import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer: Tokenizer, *, rank: int, ranks: int) -> None:
+    """Train in place for `settings.steps`; which rows a step sees depends on the seed and the step alone."""
+    rows = read_problems(settings.data, need_response=True)
+    samples = [Sample(tokenizer.prompt(r), tokenizer.response(r)) for r in rows]
+    ones = [1.0] * len(samples)
+    reports = trainer.is_last_stage and dist.get_rank() % config.parallel.tensor == 0
+    for step in range(settings.steps):
+        chosen = random.Random(f"{config.seed} warm start {step}").choices(range(len(samples)), k=settings.batch)
+        sequences = math.ceil(settings.batch / ranks)
+        total = normalizer(samples, chosen, "token", 1)
+        batches = pack(samples, ones, chosen, sequences=sequences, rank=rank, ranks=ranks, multiple=config.parallel.tensor)
+        metrics = trainer.forward_backward(batches, total)
+        trainer.optimizer_step(_learning_rate(settings, step))
+        if (step + 1) % 50 == 0 or step + 1 == settings.steps:
+            mine = sum(float((m.logprobs * b.mask).sum()) for m, b in zip(metrics, batches, strict=False))
+            parts = all_gather(mine if reports else 0.0)
+            log.info("warm start: step %d of %d, loss %.4f", step + 1, settings.steps, -sum(parts) / total)
+
+
+def _learning_rate(settings: WarmStart, step: int) -> float:
+    """Linear warm-up over a tenth of the steps, then cosine to zero."""
+    warmup = max(1, settings.steps // 10)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, settings.steps - warmup)))
