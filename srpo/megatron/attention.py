@@ -47,9 +47,9 @@ def backend(device: str, dtype: torch.dtype) -> tuple[Attention, str]:
 
 def _choose(device: str, dtype: torch.dtype) -> tuple[Attention, str]:
     if device != "cuda":
-        return per_sequence, f"scaled_dot_product_attention a sequence: there is no variable-length kernel on {device}"
+        return per_sequence, f"scaled_dot_product_attention by sequence: there is no variable-length kernel on {device}"
     if dtype not in (torch.bfloat16, torch.float16):
-        return per_sequence, f"scaled_dot_product_attention a sequence: variable-length kernels do not compute in {dtype}"
+        return per_sequence, f"scaled_dot_product_attention by sequence: no variable-length kernel computes in {dtype}"
     major = torch.cuda.get_device_capability()[0]
     missing = []
     for module, name, capabilities in FLASH:

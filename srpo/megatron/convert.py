@@ -84,7 +84,8 @@ def layout(hf: Any, tensor: int, pipeline: int) -> Iterator[Entry]:
         parameter = f"{ours}.self_attention.linear_proj.weight"
         yield Entry(f"{theirs}.self_attn.o_proj.weight", (hidden, query), parameter, 1, 0, stage)
         for name, start in (("gate", 0), ("up", ffn // tensor)):
-            yield Entry(f"{theirs}.mlp.{name}_proj.weight", (ffn, hidden), f"{ours}.mlp.linear_fc1.weight", 0, start, stage)
+            parameter = f"{ours}.mlp.linear_fc1.weight"
+            yield Entry(f"{theirs}.mlp.{name}_proj.weight", (ffn, hidden), parameter, 0, start, stage)
         yield Entry(f"{theirs}.mlp.down_proj.weight", (hidden, ffn), f"{ours}.mlp.linear_fc2.weight", 1, 0, stage)
         for name, parameter in (("input", "input"), ("post_attention", "pre_mlp")):
             parameter = f"{ours}.{parameter}_layernorm.weight"
@@ -169,7 +170,7 @@ class Shards:
         writes = dist.get_rank() == 0
         if writes:
             if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
-                raise UserError(f"{target}: exists and is no Hugging Face model; give a directory that does not exist yet")
+                raise UserError(f"{target}: exists and is no Hugging Face model; give a directory that does not exist")
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             _copy_companions(Path(source), staging, self._dtype())
@@ -246,9 +247,8 @@ class _Files:
                 raise UserError(f"{path}: has no tensor {entry.name}")
             source = self.open_files[file].get_slice(entry.name)
             if tuple(source.get_shape()) != entry.shape:
-                raise UserError(
-                    f"{path}: {entry.name} has shape {list(source.get_shape())}; config.json implies {list(entry.shape)}"
-                )
+                found = list(source.get_shape())
+                raise UserError(f"{path}: {entry.name} has shape {found}; config.json implies {list(entry.shape)}")
             return source[share]
         except FileNotFoundError:
             raise UserError(f"{path}: no such file, and it should hold {entry.name}") from None

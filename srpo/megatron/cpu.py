@@ -1,7 +1,7 @@
 """Run Megatron-Core 0.16.1 on CPU tensors and gloo: everything that it needs for that.
 
 Megatron names CUDA literally where no flag or subclass reaches: `device=torch.cuda.current_device()`, `device="cuda"`,
-`weight.cuda()`, `param.type() == "torch.cuda.FloatTensor"`. `install` rebinds the global name `torch` inside the modules
+`weight.cuda()`, `param.type() == "torch.cuda.FloatTensor"`. `install` rebinds the global name `torch` in the modules
 of MODULES to a facade, and runs the functions of TYPE_CHECKS under a function mode. torch itself stays as it is, and
 a place that is not listed fails with torch's own "not compiled with CUDA" error. CUDA runs never import this file.
 """
@@ -38,6 +38,7 @@ MODULES = (  # below megatron.core, with what each asks CUDA for
 )
 TYPE_CHECKS = (  # (module, class or None, function) that ask `tensor.type()` or call `tensor.cuda()`
     ("optimizer.distrib_optimizer", "DistributedOptimizer", "__init__"),
+    ("optimizer.distrib_optimizer", "DistributedOptimizer", "get_parameter_state_dp_zero"),
     ("optimizer.optimizer", None, "clip_grad_by_total_norm_fp32"),
     ("models.common.language_module.language_module", "LanguageModule", "setup_embeddings_and_output_layer"),
 )

@@ -55,7 +55,7 @@ VOCAB_MULTIPLE = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
 
 
 def read_hf_config(path: str | Path) -> Any:
-    """The transformers config of a Hugging Face directory, refused with a UserError where we would compute another model."""
+    """The transformers config of a Hugging Face directory. Raises UserError where we would compute another model."""
     hf_config(str(path))
     hf = AutoConfig.from_pretrained(path, local_files_only=True)
     file = Path(path) / "config.json"
@@ -71,7 +71,7 @@ def read_hf_config(path: str | Path) -> Any:
 
 
 def rope_frequencies(hf: Any, file: str | Path = "config.json") -> torch.Tensor:
-    """Inverse frequencies [D/2] float32 of the rotary embedding, by transformers' own functions (llama3 scaling and so on).
+    """Inverse frequencies [D/2] float32 of the rotary embedding, by transformers' own functions.
 
     Raises UserError for kinds whose frequencies depend on the length or that scale the attention.
     """
@@ -239,7 +239,7 @@ class OutputLayer(ColumnParallelLinear):
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        """[T, 1, H] or this rank's [T/TP, 1, H] -> [T, H] on every tensor rank, whose gradients are summed over them."""
+        """[T, 1, H] or this rank's [T/TP, 1, H] -> [T, H] on every tensor rank, their gradients summed."""
         if self.sequence_parallel:
             return gather_from_sequence_parallel_region(hidden, group=self.tp_group).squeeze(1)
         return copy_to_tensor_model_parallel_region(hidden, group=self.tp_group).squeeze(1)
@@ -285,7 +285,7 @@ class Policy(LanguageModule):
         self.decoder.set_input_tensor(tensors[0])
 
     def forward(self, tokens: torch.Tensor, position_ids: torch.Tensor, packed: PackedSeqParams) -> torch.Tensor:
-        """tokens and position_ids [T] int64 -> activations [T, 1, H] for the next stage, hidden states [T, H] on the last."""
+        """tokens and position_ids [T] int64 -> activations [T, 1, H] for the next stage; on the last, hidden [T, H]."""
         hidden = self.embedding(tokens[None], None) if self.pre_process else None
         angles = position_ids[:, None].float() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)[:, None]

@@ -1,0 +1,304 @@
+"""Checkpoints of weights, optimizer and controller by Megatron's distributed checkpointing, written in the background.
+
+A checkpoint is a directory step-XXXXXXXX. It is written under a hidden name, renamed when every rank's files are on the
+disk, and only then named by the file `latest`. A save that is interrupted, at whatever moment, leaves `latest` and what
+it names as they were; its remains are removed at the next start. Any topology loads what any other saved; on the same
+one training continues bit for bit. No generator state is kept: nothing random happens in the trainer, and sampling is
+a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import math
+import os
+import pickle
+import queue
+import re
+import shutil
+import signal
+import uuid
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core import parallel_state as mpu
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from srpo.config import Config, Parallel
+from srpo.errors import UserError
+from srpo.megatron.convert import Shards
+from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
+from srpo.megatron.step import Trainer, init_distributed
+
+logger = logging.getLogger(__name__)
+
+LATEST = "latest"
+CONTROLLER = "controller.json"
+
+
+class Checkpointer:
+    """The checkpoints of one run. Every rank makes the same calls in the same order."""
+
+    def __init__(self, directory: str | Path, keep: int) -> None:
+        """`keep`: complete checkpoints that stay. Removes what a killed save left behind."""
+        self.directory, self.keep = Path(directory), keep
+        self._queue = AsyncCallsQueue(persistent=False)
+        if dist.get_rank() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for remains in self.directory.glob(".*"):
+                shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
+        dist.barrier()
+
+    def save(self, step: int, trainer: Trainer, controller_state: dict[str, Any], blocking: bool = False) -> None:
+        """Save the state after `step`; returns once it is copied, writing goes on in the background (see `poll`).
+
+        `controller_state` is JSON-able; rank 0's is kept. A step that is already saved is not saved again. Raises
+        UserError when the disk has too little room, or when an earlier save failed.
+        """
+        self.poll(blocking=True)
+        name = f"step-{step:08d}"
+        if self._latest() == name:
+            return
+        self._check_space(trainer)
+        staging = self.directory / _same_everywhere(f".{name}.{uuid.uuid4().hex[:8]}")
+        if dist.get_rank() == 0:
+            staging.mkdir()
+        dist.barrier()
+        trainer.wait_parameters()
+        # Megatron's own queue costs a spawned manager process that re-imports the main module and outlives a kill.
+        filesystem_async._results_queue = _Results()
+        strategy = get_default_save_sharded_strategy()
+        if mpu.get_data_parallel_world_size() > 1:  # replicas share the writing
+            strategy = FullyParallelSaveStrategyWrapper(strategy, mpu.get_data_parallel_group())
+        request = dist_checkpointing.save(_state(trainer), str(staging), strategy, async_sharded_save=True)
+        if dist.get_rank() == 0:
+            (staging / CONTROLLER).write_text(json.dumps({"step": step, "controller": controller_state}))
+        request.add_finalize_fn(partial(self._commit, staging, name))
+        self._queue.schedule_async_request(_in_one_process(request))
+        if blocking:
+            self.poll(blocking=True)
+
+    def poll(self, blocking: bool = False) -> None:
+        """Complete a save whose writing has ended on all ranks; with `blocking`, wait for that.
+
+        Raises UserError when writing failed.
+        """
+        try:
+            self._queue.maybe_finalize_async_calls(blocking)
+        except CheckpointException as e:
+            reasons = "; ".join(str(error[0]) for error in e.failures.values()) or "another rank has the reason"
+            raise UserError(f"{self.directory}: writing the checkpoint failed: {reasons}") from e
+
+    def load(self, trainer: Trainer) -> tuple[int, dict[str, Any]] | None:
+        """Restore the newest checkpoint into `trainer`, in place: (step, controller state), or None without one.
+
+        Raises UserError naming the directory when it cannot be read.
+        """
+        path = latest(self.directory)
+        if path is None:
+            return None
+        if not HAVE_APEX_OR_TE:
+            _allocate_optimizer_state(_optimizer(trainer))
+        state = _read(path, _state(trainer, loading=True))
+        trainer.model.load_state_dict(state["model"])
+        _load_optimizer(_optimizer(trainer), state["optimizer"])
+        saved = _read_json(path / CONTROLLER)
+        return saved["step"], saved["controller"]
+
+    def close(self) -> None:
+        """Wait for a pending save."""
+        self.poll(blocking=True)
+
+    def _latest(self) -> str | None:
+        path = latest(self.directory)
+        return path.name if path else None
+
+    def _check_space(self, trainer: Trainer) -> None:
+        """Weights in their own dtype, and three float32 numbers a weight for the optimizer."""
+        weights = sum(math.prod(entry.shape) for entry in trainer.shards.entries())
+        need = weights * (trainer.dtype.itemsize + 12) + 2**20
+        free = _same_everywhere(shutil.disk_usage(self.directory).free)
+        if free < need:
+            raise UserError(
+                f"{self.directory}: a checkpoint needs {need / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; "
+                "free some space, or lower checkpoint.keep"
+            )
+
+    def _commit(self, staging: Path, name: str) -> None:
+        """Runs on every rank, after every rank's files are complete."""
+        if dist.get_rank() != 0:
+            return
+        for file in staging.iterdir():
+            _fsync(file)
+        _fsync(staging)
+        final = self.directory / name
+        if final.exists():  # complete but not `latest`: the run was taken back to an earlier one
+            shutil.rmtree(final)
+        staging.rename(final)
+        _fsync(self.directory)
+        pointer = self.directory / f".{LATEST}"
+        pointer.write_text(name)
+        _fsync(pointer)
+        pointer.rename(self.directory / LATEST)
+        _fsync(self.directory)
+        complete = sorted(p for p in self.directory.iterdir() if re.fullmatch(r"step-\d{8}", p.name) and p.name != name)
+        for old in complete[: max(0, len(complete) - self.keep + 1)]:
+            hidden = old.rename(self.directory / f".{old.name}.old")  # never half of one under a complete one's name
+            shutil.rmtree(hidden)
+
+
+def latest(directory: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run; None: there is none. Raises UserError when `latest` names nothing."""
+    pointer = Path(directory) / LATEST
+    if not pointer.exists():
+        return None
+    path = Path(directory) / pointer.read_text().strip()
+    if not (path / CONTROLLER).is_file():
+        raise UserError(f"{pointer}: names {path.name!r}, which is no checkpoint; name another one in it, or delete it")
+    return path
+
+
+def export(config: Config, directory: str | Path, hf_dir: str | Path, target: str | Path) -> None:
+    """Write the newest checkpoint's weights as a Hugging Face directory, in this process alone, without an optimizer.
+
+    `hf_dir` provides the config and the tokenizer. Raises UserError when there is no readable checkpoint.
+    """
+    path = latest(directory)
+    if path is None:
+        raise UserError(f"{directory}: holds no checkpoint yet")
+    init_distributed(1, 1)
+    hf = read_hf_config(hf_dir)
+    model = Policy(transformer_config(hf, Parallel(), getattr(torch, config.model.dtype)), hf)
+    model.load_state_dict(_read(path, {"model": model.sharded_state_dict()})["model"])
+    Shards(model, hf, padded_vocab_size(hf)).export(hf_dir, target)
+
+
+# -- state ----------------------------------------------------------------------------------------------------------
+
+
+def _state(trainer: Trainer, loading: bool = False) -> dict[str, Any]:
+    metadata = dict(
+        distrib_optim_sharding_type="fully_reshardable",
+        dp_cp_group=mpu.get_data_parallel_group(with_context_parallel=True),
+    )
+    model = trainer.model.sharded_state_dict(metadata=metadata)
+    optimizer = _optimizer(trainer).sharded_state_dict(model, is_loading=loading, metadata=metadata)
+    return {"model": model, "optimizer": optimizer}
+
+
+def _optimizer(trainer: Trainer) -> DistributedOptimizer:
+    (optimizer,) = trainer.optimizer.chained_optimizers
+    return optimizer
+
+
+def _allocate_optimizer_state(optimizer: DistributedOptimizer) -> None:
+    """A load fills existing tensors in; torch's AdamW makes them only in its first step."""
+    for group in optimizer.optimizer.param_groups:
+        for p in group["params"]:
+            if not optimizer.optimizer.state[p]:
+                optimizer.optimizer.state[p] = dict(
+                    step=torch.zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+                )
+
+
+@torch.no_grad()
+def _load_optimizer(optimizer: DistributedOptimizer, state: dict[str, Any]) -> None:
+    """DistributedOptimizer.load_state_dict, around two faults that it has with torch's AdamW.
+
+    It gives all parameters one `step` tensor, which each of them then advances; and it asks the checkpoint for a `step`
+    a parameter, where it stores one.
+    """
+    tensors = state.pop("param_state")
+    optimizer.load_state_dict(state)
+    steps = {p: s.pop("step") for p, s in optimizer.optimizer.state.items() if "step" in s}
+    optimizer.load_parameter_state_from_fully_reshardable(tensors)
+    for p, step in steps.items():
+        optimizer.optimizer.state[p]["step"] = step.clone()
+
+
+def _read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dist_checkpointing.load(state, str(path))
+    except Exception as e:  # whatever unpickling and parsing of a damaged file can raise
+        reason = " ".join(str(e).split())[:300]
+        raise UserError(f"{path}: the checkpoint cannot be read: {type(e).__name__}: {reason}") from e
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: cannot be read: {e}") from None
+
+
+def _same_everywhere(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+class _Results:
+    """What the forked writer reports, in memory that it shares with its parent: Megatron's queue of results."""
+
+    def __init__(self) -> None:
+        self.file = open(os.memfd_create("checkpoint-results"), "r+b")  # noqa: SIM115 (lives as long as the save)
+
+    def put(self, value: Any) -> None:
+        pickle.dump(value, self.file)
+        self.file.flush()
+
+    def get_nowait(self) -> Any:
+        self.file.seek(0)
+        try:
+            return pickle.load(self.file)
+        except EOFError:
+            raise queue.Empty from None
+
+
+def _in_one_process(request: AsyncRequest) -> AsyncRequest:
+    """The same writing, in the forked process itself: Megatron forks again there, and waits forever when one dies."""
+    if request.async_fn is None:  # this rank has nothing to write
+        return request
+    transforms = request.async_fn.args[0]  # type: ignore[attr-defined]
+    return request._replace(async_fn=partial(_write, transforms, os.getpid()))
+
+
+def _write(transforms: list[Any], parent: int, rank: int, buckets: list[Any], results: _Results) -> None:
+    """Body of the forked writer of one rank; dies with its parent, whose next run would otherwise meet it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        return
+    written: dict[int, Any] = {}
+    for i, bucket in enumerate(buckets):
+        done: queue.Queue[Any] = queue.Queue()
+        pending: queue.Queue[int] = queue.Queue()
+        pending.put(i)
+        FileSystemWriterAsync.write_preloaded_data(transforms, i, bucket, done, pending, use_fsync=True)
+        _, written[i] = done.get()
+        if isinstance(written[i], Exception):
+            results.put(written[i])
+            return
+    results.put(written)
