@@ -1,0 +1,215 @@
+"""The trusted side's handle on untrusted programs: starts them, talks to them, and ends them in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import UserError
+from srpo.sandbox import wire
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use, all its calls together."""
+
+    wall: float = 5.0
+    """Seconds."""
+    cpu: int = 5
+    """Seconds."""
+    memory: int = 1 << 30
+    """Bytes of address space."""
+    file_size: int = 16 << 20
+    """Bytes a file."""
+    output: int = 1 << 20
+    """Bytes of standard output, and of any one returned value."""
+
+
+class Stopped(Exception):
+    """The program cannot answer any more; the message says why."""
+
+
+class Raised(Exception):
+    """The program raised: args are the exception's type name and its text, both the program's own words."""
+
+
+class Sandbox:
+    """A warm interpreter that runs one program at a time; further threads wait for their turn. Raises UserError where
+    the host cannot confine programs."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        zygote = Path(__file__).with_name("zygote.py")
+        # The hash seed is fixed so that a program's verdict does not depend on the order of a set of strings.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-s", "-X", "utf8", str(zygote), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()], env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        theirs.close()
+        self._control.settimeout(30)
+        answer = self._control.recv(4096)
+        if answer != b"up":
+            self.close()
+            raise UserError(f"the sandbox cannot run here: {answer.decode() or 'its process died at start'}")
+        try:
+            with Program(self, "", Limits()) as program:
+                program.load()
+        except (Raised, Stopped) as e:
+            self.close()
+            raise UserError(f"the sandbox cannot confine programs here: {': '.join(e.args)}") from None
+
+    def close(self) -> None:
+        self._control.close()                                 # its end: it removes its scratch folder and leaves
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def launch(self, messages: socket.socket, output: int) -> None:
+        self._busy.acquire()
+        socket.send_fds(self._control, [b"run"], [messages.fileno(), output])
+
+    def end(self) -> None:
+        """Kill the program; return when it is gone. A broken zygote is replaced."""
+        try:
+            self._control.send(b"end")
+            gone = self._control.recv(16) == b"ended"
+        except OSError:
+            gone = False
+        if not gone:
+            self._process.kill()
+            self.close()
+            self._start()
+        self._busy.release()
+
+
+class Program:
+    """One untrusted program in a sandbox, as a context manager. With `input` it is a whole program whose standard
+    output is kept; without, a library whose functions can be called."""
+
+    def __init__(self, sandbox: Sandbox, code: str, limits: Limits, input: str | None = None):
+        self._sandbox, self._limits = sandbox, limits
+        self._deadline = time.monotonic() + limits.wall
+        self._received, self._output = bytearray(), bytearray()
+        self.stopped = ""
+        """Why the program ended before its time; empty while it is well."""
+        self._socket, theirs = socket.socketpair()
+        self._pipe, write = (-1, os.open(os.devnull, os.O_WRONLY)) if input is None else os.pipe()
+        sandbox.launch(theirs, write)
+        theirs.close()
+        os.close(write)
+        self._socket.setblocking(False)
+        self._job = {"code": code, "input": input, "limits": {
+            "cpu": limits.cpu, "memory": limits.memory, "file_size": limits.file_size}}
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sandbox.end()
+        self._socket.close()
+        if self._pipe >= 0:
+            os.close(self._pipe)
+
+    def load(self) -> None:
+        """Run the code. Raises Raised or Stopped."""
+        self._exchange(self._job)
+
+    def call(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """A function's value for these arguments. Raises Raised, Stopped, or wire.Unsupported for the arguments."""
+        return self._exchange({"name": name, "args": wire.encode(args), "kwargs": wire.encode(kwargs)})
+
+    def output(self) -> str:
+        """All of a loaded program's standard output. Raises Stopped."""
+        self._socket.shutdown(socket.SHUT_WR)                 # no calls will come: the program leaves
+        while self._pipe >= 0:
+            self._wait()
+        return self._output.decode(errors="replace")
+
+    def _exchange(self, message: dict[str, Any]) -> Any:
+        if self.stopped:
+            raise Stopped(self.stopped)
+        self._send((json.dumps(message) + "\n").encode())
+        try:
+            reply = wire.loads(self._line())
+            if type(reply) is not dict or len(reply) != 1:
+                raise wire.Unsupported("malformed reply")
+            if "value" in reply:
+                return wire.decode(reply["value"])
+            raised = reply.get("raised")
+            if type(raised) is not list or len(raised) != 2 or any(type(r) is not str for r in raised):
+                raise wire.Unsupported("malformed reply")
+        except wire.Unsupported as e:
+            raise self._stop(str(e)) from None
+        raise Raised(*raised)
+
+    def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view):]
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
+            except OSError:
+                raise self._stop(_EARLY) from None
+
+    def _line(self) -> bytes:
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > self._limits.output:
+                raise self._stop("returned value too large")
+            self._wait(select.POLLIN)
+        line = bytes(self._received[:end])
+        del self._received[:end + 1]
+        return line
+
+    def _wait(self, socket_event: int = 0) -> None:
+        """Until that event on the socket, or a part of the output: left unread, it would block the program."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise self._stop("time limit")
+        poll = select.poll()
+        if socket_event:
+            poll.register(self._socket, socket_event)
+        if self._pipe >= 0:
+            poll.register(self._pipe, select.POLLIN)
+        ready = dict(poll.poll(left * 1000))
+        if self._pipe in ready:
+            self._read_output()
+        if socket_event == select.POLLIN and self._socket.fileno() in ready:
+            try:
+                data = self._socket.recv(1 << 16)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                raise self._stop(_EARLY)
+            self._received += data
+
+    def _read_output(self) -> None:
+        data = os.read(self._pipe, 1 << 16)
+        if not data:
+            os.close(self._pipe)
+            self._pipe = -1
+        self._output += data
+        if len(self._output) > self._limits.output:
+            raise self._stop("too much output")
+
+    def _stop(self, why: str) -> Stopped:
+        self.stopped = why
+        return Stopped(why)
+
+
+_EARLY = "the program ended early"

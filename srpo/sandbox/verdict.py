@@ -1,0 +1,228 @@
+"""The verdict on a program: runs its tests on this side and compares what comes back.
+
+Three kinds of tests:
+  {"kind": "function", "entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]}
+  {"kind": "stdio", "cases": [{"input": "1 2\n", "output": "3"}]}
+  {"kind": "assert", "entry_point": "add", "code": "assert add(1, 2) == 3"}
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import builtins
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cache, partial
+from queue import SimpleQueue
+from typing import Any
+
+from srpo.errors import UserError
+from srpo.sandbox.process import Limits, Program, Raised, Sandbox, Stopped
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`passed` of `total` cases; `reason` says what the first failure was; `seconds` of wall time."""
+
+    passed: int
+    total: int
+    reason: str
+    seconds: float
+
+
+_DEFAULT = Limits()
+
+
+def judge(program: str, tests: dict[str, Any], *, limits: Limits = _DEFAULT) -> Verdict:
+    """Run a program against its tests in this process's warm sandbox, which serves one caller at a time.
+
+    Assert-style code is trusted and runs here, its entry point bound to a proxy that calls the program.
+    Raises UserError when the tests themselves are unusable: unknown kind, missing field, no case at all.
+    """
+    return _judge(_warm(), program, tests, limits)
+
+
+def judge_many(items: Sequence[tuple[str, dict[str, Any]]], *, limits: Limits = _DEFAULT,
+               workers: int = 2) -> list[Verdict]:
+    """`judge` for (program, tests) pairs, on several sandboxes at once; verdicts in the items' order."""
+    free: SimpleQueue[Sandbox] = SimpleQueue()
+
+    def one(item: tuple[str, dict[str, Any]]) -> Verdict:
+        sandbox = free.get()
+        try:
+            return _judge(sandbox, *item, limits)
+        finally:
+            free.put(sandbox)
+
+    with ExitStack() as stack:
+        for _ in range(min(workers, len(items))):
+            free.put(stack.enter_context(closing(Sandbox())))
+        return list(stack.enter_context(ThreadPoolExecutor(workers)).map(one, items))
+
+
+@cache
+def _warm() -> Sandbox:
+    sandbox = Sandbox()
+    atexit.register(sandbox.close)
+    return sandbox
+
+
+def _judge(sandbox: Sandbox, program: str, tests: dict[str, Any], limits: Limits) -> Verdict:
+    started = time.monotonic()
+    run, total = _plan(tests)
+    passed, reason = run(sandbox, program, limits)
+    return Verdict(passed, total, reason, time.monotonic() - started)
+
+
+_Run = Callable[[Sandbox, str, Limits], tuple[int, str]]
+
+
+def _plan(tests: dict[str, Any]) -> tuple[_Run, int]:
+    """How to run these tests, and how many there are."""
+    kind = tests.get("kind")
+    fields = {"function": ("entry_point", "cases"), "stdio": ("cases",), "assert": ("entry_point", "code")}
+    if kind not in fields:
+        raise UserError(f"tests.kind = {kind!r}: choose one of {', '.join(fields)}")
+    for field in fields[kind]:
+        if not tests.get(field):
+            raise UserError(f"tests.{field}: missing or empty in tests of kind {kind!r}")
+    if kind == "assert":
+        statements = _statements(tests["code"])
+        total = max(sum(isinstance(s, ast.Assert) for s in statements), 1)
+        return partial(_run_asserts, tests["entry_point"], statements, total), total
+    cases = tests["cases"]
+    for i, case in enumerate(cases):
+        for field in ("args", "expected") if kind == "function" else ("input", "output"):
+            if field not in case:
+                raise UserError(f"tests.cases.{i}.{field}: missing in tests of kind {kind!r}")
+    if kind == "stdio":
+        return partial(_run_stdio, cases), len(cases)
+    return partial(_run_function, tests["entry_point"], cases), len(cases)
+
+
+def _statements(code: str) -> list[ast.stmt]:
+    try:
+        tree = ast.parse(code)
+    except SyntaxError as e:
+        raise UserError(f"tests.code: line {e.lineno}: {e.msg}") from None
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+        raise UserError("tests.code: contains no assert")
+    return tree.body
+
+
+# -- one runner a kind: how many cases passed, and the first failure ------------------------------------------------
+
+
+def _run_function(name: str, cases: Sequence[dict[str, Any]], sandbox: Sandbox, code: str,
+                  limits: Limits) -> tuple[int, str]:
+    passed, reason = 0, ""
+    with Program(sandbox, code, limits) as program:
+        try:
+            program.load()
+        except (Raised, Stopped) as e:
+            return 0, _describe(e)
+        for i, case in enumerate(cases):
+            try:
+                good = matches(program.call(name, case["args"], case.get("kwargs", {})), case["expected"])
+                why = "" if good else "wrong answer"
+            except (Raised, Stopped) as e:
+                why = _describe(e)
+            passed += not why
+            reason = reason or (why and f"case {i}: {why}")
+            if program.stopped:
+                break
+    return passed, reason or "passed"
+
+
+def _run_stdio(cases: Sequence[dict[str, str]], sandbox: Sandbox, code: str, limits: Limits) -> tuple[int, str]:
+    passed, reason = 0, ""
+    for i, case in enumerate(cases):
+        try:
+            with Program(sandbox, code, limits, input=case["input"]) as program:
+                program.load()
+                why = "" if _lines(program.output()) == _lines(case["output"]) else "wrong output"
+        except (Raised, Stopped) as e:
+            why = _describe(e)
+        passed += not why
+        reason = reason or (why and f"case {i}: {why}")
+    return passed, reason or "passed"
+
+
+def _run_asserts(name: str, statements: Sequence[ast.stmt], total: int, sandbox: Sandbox, code: str,
+                 limits: Limits) -> tuple[int, str]:
+    """Each top-level assert is a case; code whose asserts are all nested (in functions, loops) is one case."""
+    failures: list[str] = []
+    with Program(sandbox, code, limits) as program:
+        try:
+            program.load()
+            scope = {"__name__": "tests", name: _proxy(program, name)}
+            for statement in statements:
+                try:
+                    exec(compile(ast.Module([statement], []), "tests", "exec"), scope)
+                except AssertionError:
+                    failures.append(f"line {statement.lineno}: assertion failed")
+                    if not isinstance(statement, ast.Assert):
+                        return 0, failures[0]
+        except Stopped as e:
+            return 0, _describe(e)
+        except Exception as e:  # the tests' own code: whatever it raises fails the program
+            return 0, failures[0] if failures else f"line {statement.lineno}: {_describe(e)}"
+        if program.stopped:                                   # the tests' code may have swallowed it
+            return 0, program.stopped
+    return total - len(failures), failures[0] if failures else "passed"
+
+
+def _proxy(program: Program, name: str) -> Callable[..., Any]:
+    """The program's function as the tests see it. An exception of a builtin type is raised again as that type, for
+    tests that expect one; AssertionError is not, being the tests' own verdict."""
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return program.call(name, args, kwargs)
+        except Raised as e:
+            kind = getattr(builtins, e.args[0], None)
+            if isinstance(kind, type) and issubclass(kind, Exception) and kind is not AssertionError:
+                raise kind(e.args[1]) from None
+            raise
+
+    return function
+
+
+# -- comparison -----------------------------------------------------------------------------------------------------
+
+
+def matches(value: Any, expected: Any) -> bool:
+    """Equality of plain data. A tuple may stand for the list that JSON writes; True is not 1; floats agree to 1e-9."""
+    if isinstance(value, float) or isinstance(expected, float):
+        numbers = type(value) in (int, float) and type(expected) in (int, float)
+        return numbers and (value == expected or _close(value, expected))
+    if type(value) in (list, tuple) and type(expected) in (list, tuple):
+        return len(value) == len(expected) and all(map(matches, value, expected))
+    if type(value) is not type(expected):
+        return False
+    if type(value) is dict:
+        return value.keys() == expected.keys() and all(matches(value[k], expected[k]) for k in expected)
+    return bool(value == expected)
+
+
+def _close(a: float, b: float) -> bool:
+    try:
+        return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+    except OverflowError:                                     # an integer beyond any float
+        return False
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without trailing blanks, without blank lines at the end."""
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def _describe(e: Exception) -> str:
+    if isinstance(e, Raised):
+        return ": ".join(a for a in e.args if a)
+    return str(e) if isinstance(e, Stopped) else f"{type(e).__name__}: {e}"
