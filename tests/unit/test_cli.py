@@ -1,8 +1,9 @@
-"""The command line alone: what it imports, what it prints, and the exit codes. Launches of many ranks: tests/distributed."""
+"""The command line alone: imports, messages, exit codes. Launches of many ranks are in tests/distributed."""
 
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -26,7 +27,7 @@ def config(tmp_path):
 def fake(monkeypatch):
     """Put functions in place of srpo.train's, so that no model is built."""
     def fake(**functions):
-        monkeypatch.setitem(sys.modules, "srpo.train", type("train", (), {k: staticmethod(f) for k, f in functions.items()}))
+        monkeypatch.setitem(sys.modules, "srpo.train", types.SimpleNamespace(**functions))
 
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -41,9 +42,9 @@ def heavy_modules_after(*argv: str) -> str:
     return out.splitlines()[-1].removeprefix("loaded").strip()
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["export", "--help"], ["doctor", "--help"], ["nonsense"]])
+@pytest.mark.parametrize("argv", ["--help", "train --help", "export --help", "doctor --help", "nonsense"])
 def test_help_imports_nothing_heavy(argv):
-    assert heavy_modules_after(*argv) == ""
+    assert heavy_modules_after(*argv.split()) == ""
 
 
 def test_settings_are_checked_before_torch_loads(config):
@@ -61,8 +62,8 @@ def test_world_size_of_the_launch_is_checked(config, fake, monkeypatch, capsys):
     fake(train=lambda config: pytest.fail("was called"))
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert cli.command(["train", config, "parallel.tensor=2"]) == 2
-    assert capsys.readouterr().err == ("srpo: error: parallel.tensor x parallel.pipeline = 2: does not divide the launch's "
-                                       "3 ranks; nearest: 1\n")
+    assert capsys.readouterr().err == ("srpo: error: parallel.tensor x parallel.pipeline = 2: does not divide the "
+                                       "launch's 3 ranks; nearest: 1\n")
 
 
 def test_user_error_is_one_line_and_code_2(config, fake, capsys):

@@ -8,7 +8,8 @@ from srpo.data.schema import read_problems
 from srpo.errors import UserError
 
 MATH = {"id": "m1", "domain": "math", "prompt": "1+1?", "answer": "2"}
-CODE = {"id": "c1", "domain": "code", "prompt": "Add.", "tests": {"kind": "stdio", "cases": [{"input": "1", "output": "1"}]}}
+TESTS = {"kind": "stdio", "cases": [{"input": "1", "output": "1"}]}
+CODE = {"id": "c1", "domain": "code", "prompt": "Add.", "tests": TESTS}
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_worked_solutions_need_a_response_but_no_answer(data):
 @pytest.mark.parametrize(("row", "expected"), [
     ('{"id": "m1",', r"d\.jsonl:2: not valid JSON: .* at column \d+"),
     ("[1]", r"d\.jsonl:2: expected an object, found list"),
-    (MATH | {"anwser": "2"}, r"d\.jsonl:2: unknown field 'anwser'; fields: id, domain, prompt, answer, tests, response"),
+    (MATH | {"anwser": "2"}, r"d\.jsonl:2: unknown field 'anwser'; fields: id, domain, prompt, answer, tests"),
     ({k: v for k, v in MATH.items() if k != "prompt"}, r"d\.jsonl:2: field 'prompt' is missing"),
     ({k: v for k, v in MATH.items() if k != "answer"}, r"d\.jsonl:2: field 'answer' is missing"),
     ({k: v for k, v in CODE.items() if k != "tests"}, r"d\.jsonl:2: field 'tests' is missing"),
