@@ -1,7 +1,7 @@
 """Builds srpo_kernels._C, the C++ extension; everything else about the package is in pyproject.toml.
 
-The extension is compiled against the torch that will load it, so it needs `pip install --no-build-isolation`. Where torch
-is not visible the package installs without it (the kernels then run in plain torch), unless SRPO_REQUIRE_EXT=1.
+The extension is compiled against the torch that will load it, so it needs `pip install --no-build-isolation`. Where
+torch is not visible the package installs without it (the kernels then run in plain torch), unless SRPO_REQUIRE_EXT=1.
 """
 
 from __future__ import annotations

@@ -235,6 +235,7 @@ void logprob_statistics_backward_(
     double temperature, int64_t columns) {
   if (logits.is_contiguous()) {
     backward_into(grad, statistics, logits, tokens, temperature, columns, logits);
+    logits.unsafeGetTensorImpl()->bump_version();  // or autograd would not notice that the logits are gone
   } else {
     logits.copy_(logprob_statistics_backward(grad, statistics, logits, tokens, temperature, columns));
   }

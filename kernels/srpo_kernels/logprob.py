@@ -1,8 +1,9 @@
-"""Log-probabilities and entropies of given tokens, from logits or from hidden states, over a vocabulary that may be split.
+"""Log-probabilities and entropies of given tokens, from logits or hidden states, over a vocabulary that may be split.
 
 Each row of logits is reduced to four statistics (statistics.py, csrc/ops.cpp); here they are merged across the
-vocabulary's shards, which is all that tensor parallelism takes: one all_gather of 4 numbers a row, merged in rank order and
-so deterministic, and no collective in the backward pass, where autograd through the merge gives each rank its shard's part.
+vocabulary's shards, which is all that tensor parallelism takes: one all_gather of 4 numbers a row, merged in rank
+order and so deterministic, and no collective in the backward pass, where autograd through the merge gives each rank
+its shard's part.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def token_logprobs(
         IndexError: for an unmasked token outside the vocabulary (checked where it costs no synchronization, on CPU).
     """
     if inplace_backward and logits.requires_grad and logits.is_leaf:
-        raise ValueError("inplace_backward would overwrite a leaf tensor: pass logits computed by the model, or a clone")
+        raise ValueError("inplace_backward would overwrite a leaf tensor: pass the model's output, or a clone")
     if logits.dim() != 2:
         raise ValueError(f"logits must be [N, V], got {tuple(logits.shape)}")
     local, columns = _shard(tokens, logits.shape[0], logits.shape[1], mask, temperature, group, vocab_size)
@@ -79,16 +80,17 @@ def linear_token_logprobs(
 
     Args:
         hidden: [N, H], of weight's dtype, which is also that of the logits.
-        weight: [V, H], this rank's shard with `group`. May be frozen. Its gradient is accumulated over chunks in float32.
+        weight: [V, H], this rank's shard with `group`. May be frozen. Its gradient is accumulated over chunks in
+            float32.
         The others: see token_logprobs.
 
-    With `group` the gradient of hidden is this rank's PARTIAL one, from its own columns. The caller sums it over the group:
-    by Megatron's copy_to_tensor_model_parallel_region, or gather_from_sequence_parallel_region (with
+    With `group` the gradient of hidden is this rank's PARTIAL one, from its own columns. The caller sums it over the
+    group: by Megatron's copy_to_tensor_model_parallel_region, or gather_from_sequence_parallel_region (with
     tensor_parallel_output_grad=True), before this call. That of weight is whole.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
-        raise ValueError(f"hidden must be [N, H] and weight [V, H] of one dtype, got {tuple(hidden.shape)} {hidden.dtype} "
-                         f"and {tuple(weight.shape)} {weight.dtype}")
+        raise ValueError(f"hidden must be [N, H] and weight [V, H] of one dtype, got {tuple(hidden.shape)} "
+                         f"{hidden.dtype} and {tuple(weight.shape)} {weight.dtype}")
     local, columns = _shard(tokens, hidden.shape[0], weight.shape[0], mask, temperature, group, vocab_size)
     module = implementation(hidden, backend)
     statistics = _LinearStatistics.apply(hidden, weight, local, temperature, columns, module)

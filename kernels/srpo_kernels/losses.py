@@ -1,7 +1,7 @@
 """The GRPO family of policy losses, from logits, from hidden states, or straight from rewards.
 
-All variants are a loss a token times a weight a token, summed (config.py names their sources). With the normalizer given
-as the whole batch's count, the losses and gradients of micro-batches and ranks simply add up.
+All variants are a loss a token times a weight a token, summed (config.py names their sources). With the normalizer
+given as the whole batch's count, the losses and gradients of micro-batches and ranks simply add up.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def policy_loss(
         rollout_logprobs: [N] as reported by the inference engine, for tis_cap and metrics.rollout_diff.
         mask: [N] bool; False rows get a gradient of exactly 0 and count nowhere, even if they hold NaN or inf.
         cu_seqlens: [S + 1] integer offsets of the sequences in N, from 0 to N.
-        normalizer: denominator of the loss, a float or a 0-dim tensor: tokens ("token"), sequences ("sequence"), sequences *
-            constant_length ("constant") of the whole batch. None: this call's own. Sequence-level options need a
-            sequence's tokens to be in one call.
+        normalizer: denominator of the loss, a float or a 0-dim tensor: tokens ("token"), sequences ("sequence"),
+            sequences * constant_length ("constant") of the whole batch. None: this call's own. Sequence-level options
+            need a sequence's tokens to be in one call.
 
     Returns:
         The 0-dim loss (float32, float64 for float64 logits) and its metrics.
@@ -85,7 +85,7 @@ def linear_policy_loss(
     vocab_size: int | None = None,
     backend: Backend | None = None,
 ) -> tuple[Tensor, PolicyLossMetrics]:
-    """policy_loss of logits = hidden @ weight.T, never held as a whole; differentiable in hidden [N, H] and weight [V, H].
+    """policy_loss of logits = hidden @ weight.T, never held whole; differentiable in hidden [N, H] and weight [V, H].
 
     With `group` the gradient of hidden is this rank's partial one: see linear_token_logprobs.
     """
@@ -114,8 +114,8 @@ def grpo_loss(
     group_offsets, scale, eps, unbiased, valid as in group_advantage; options are policy_loss's keywords.
     """
     advantages = group_advantage(rewards, group_offsets, scale=scale, eps=eps, unbiased=unbiased, valid=valid)
-    if len(advantages) != len(cu_seqlens) - 1:
-        raise ValueError(f"cu_seqlens must be [{len(advantages) + 1}] for {len(advantages)} rewards, got {len(cu_seqlens)}")
+    if len(rewards) != len(cu_seqlens) - 1:
+        raise ValueError(f"cu_seqlens must be [{len(rewards) + 1}] for {len(rewards)} rewards, got {len(cu_seqlens)}")
     advantages = advantages.repeat_interleave(cu_seqlens.to(advantages.device).diff())
     return policy_loss(logits, tokens, advantages, cu_seqlens=cu_seqlens, **options)
 
@@ -123,9 +123,9 @@ def grpo_loss(
 class _Sequences(NamedTuple):
     lengths: Tensor
     """[S] tokens of each sequence, masked ones too."""
-    index: Tensor
+    of_token: Tensor
     """[N] the sequence that each token belongs to."""
-    tokens: Tensor
+    sizes: Tensor
     """[S] unmasked tokens, floating point."""
 
     def sum(self, values: Tensor) -> Tensor:
@@ -138,17 +138,17 @@ def _sequences(cu_seqlens: Tensor, weights: Tensor) -> _Sequences:
     if cu_seqlens.device.type == "cpu" and (cu_seqlens[0] != 0 or cu_seqlens[-1] != rows):
         raise ValueError(f"cu_seqlens must run from 0 to the {rows} tokens, got {cu_seqlens.tolist()}")
     lengths = cu_seqlens.to(weights.device, torch.int64).diff()
-    index = torch.repeat_interleave(torch.arange(len(lengths), device=weights.device), lengths, output_size=rows)
-    sequences = _Sequences(lengths, index, weights)
-    return sequences._replace(tokens=sequences.sum(weights))
+    of_token = torch.repeat_interleave(torch.arange(len(lengths), device=weights.device), lengths, output_size=rows)
+    sequences = _Sequences(lengths, of_token, weights)
+    return sequences._replace(sizes=sequences.sum(weights))
 
 
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, sequences: _Sequences | None) -> Tensor:
     """Token log-ratios, or given the sequences GSPO-token's: the sequence's mean, each token's own gradient."""
     log_ratio = logprobs - old_logprobs
     if sequences is not None:
-        mean = sequences.sum(log_ratio.detach()) / sequences.tokens.clamp(min=1)
-        log_ratio = mean[sequences.index] + (logprobs - logprobs.detach())
+        mean = sequences.sum(log_ratio.detach()) / sequences.sizes.clamp(min=1)
+        log_ratio = mean[sequences.of_token] + (logprobs - logprobs.detach())
     return log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
@@ -214,7 +214,7 @@ def _loss(
     weights = mask.to(logprobs.dtype)
     sequences = None if cu_seqlens is None else _sequences(cu_seqlens, weights)
     if sequences is not None and len(advantages) != rows:
-        advantages = advantages.to(weights.device)[sequences.index]
+        advantages = advantages.to(weights.device)[sequences.of_token]
 
     def clean(values: Tensor) -> Tensor:
         return values.to(logprobs).masked_fill(~mask, 0)
@@ -245,13 +245,17 @@ def _loss(
 
 
 def _aggregate(
-    loss: Tensor, weights: Tensor, sequences: _Sequences | None, config: PolicyLossConfig, normalizer: float | Tensor | None
+    loss: Tensor,
+    weights: Tensor,
+    sequences: _Sequences | None,
+    config: PolicyLossConfig,
+    normalizer: float | Tensor | None,
 ) -> Tensor:
     count = weights.sum()
     if sequences is not None and config.aggregate != "token":
-        count = (sequences.tokens > 0).sum()
+        count = (sequences.sizes > 0).sum()
         if config.aggregate == "sequence":
-            weights = weights / sequences.tokens.clamp(min=1)[sequences.index]
+            weights = weights / sequences.sizes.clamp(min=1)[sequences.of_token]
         elif config.constant_length is not None:
             count = count * config.constant_length
     return (loss * weights).sum() / (count.clamp(min=1) if normalizer is None else normalizer)
@@ -273,8 +277,8 @@ def _check(
             raise ValueError(f"{name} must be [{rows}], one a token, got {list(values.shape)}")
     sequences = None if cu_seqlens is None else len(cu_seqlens) - 1
     if advantages.dim() != 1 or len(advantages) not in (rows, sequences):
-        raise ValueError(f"advantages must be [{rows}] a token" + (f" or [{sequences}] a sequence" if cu_seqlens is not None
-                         else ", or a sequence with cu_seqlens") + f", got {list(advantages.shape)}")
+        per_sequence = "or one a sequence with cu_seqlens" if sequences is None else f"or [{sequences}], one a sequence"
+        raise ValueError(f"advantages must be [{rows}], one a token, {per_sequence}, got {list(advantages.shape)}")
     own_count = normalizer is None and config.aggregate == "constant"
     if cu_seqlens is None and (config.ratio == "sequence" or config.aggregate == "sequence" or own_count):
         raise ValueError(f"ratio={config.ratio!r} with aggregate={config.aggregate!r} needs cu_seqlens")

@@ -1,8 +1,8 @@
 """Row statistics of logits in plain torch: what the C++ extension computes, in the same form (see csrc/ops.cpp).
 
-A row of logits x at temperature T is reduced to [m, s, t, x_y]: its maximum, sum exp((x - m) / T), sum of the same times
-(x - m) / T, and the target's logit (0 where the target is not among the columns). Log-probability and entropy follow,
-for one tensor or for the shards of a vocabulary. The maximum gets no gradient: nothing depends on its choice.
+A row of logits x at temperature T is reduced to [m, s, t, x_y]: its maximum, sum exp((x - m) / T), sum of the same
+times (x - m) / T, and the target's logit (0 where the target is not among the columns). Log-probability and entropy
+follow, for one tensor or for the shards of a vocabulary. The maximum gets no gradient: nothing depends on its choice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def forward(logits: Tensor, tokens: Tensor, temperature: float, columns: int) ->
 def backward(
     grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool
 ) -> Tensor:
-    """Gradient [N, V] in the logits' dtype, over the logits themselves if inplace; exactly 0 for a row whose grad is 0."""
+    """Gradient [N, V] in the logits' dtype, over the logits if inplace; exactly 0 for a row whose grad is 0."""
     out = logits if inplace else torch.empty_like(logits)
     out[:, columns:] = 0
     if columns == 0:

@@ -1,0 +1,136 @@
+"""The linear variants against explicit logits: both gradients, chunk borders, frozen sides, and what is never held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import naive
+import pytest
+import torch
+from srpo_kernels import PolicyLossConfig, linear_policy_loss, linear_token_logprobs, logprob, reference
+from srpo_kernels import policy_loss as dense_policy_loss
+from torch import Tensor
+
+ROWS, WIDTH, HIDDEN = 13, 40, 8
+
+
+def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight = torch.randn(ROWS, HIDDEN, dtype=dtype), torch.randn(WIDTH, HIDDEN, dtype=dtype)
+    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(0, 30, (ROWS,))
+
+
+@pytest.fixture(params=[1, 4, 5, 13, 1000], ids=lambda rows: f"{rows} rows a chunk")
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(logprob, "CHUNK", request.param * WIDTH)
+    return int(request.param)
+
+
+def test_logprobs_and_gradients(chunk: int) -> None:
+    hidden, weight, tokens = make()
+    a, b = torch.randn(2, ROWS, dtype=torch.float64)
+    want, want_entropy = naive.logprobs(hidden @ weight.T, tokens, 0.8, 30)
+    expected = torch.autograd.grad((want * a + want_entropy * b).sum(), (hidden, weight))
+    got, entropy = linear_token_logprobs(hidden, weight, tokens, temperature=0.8, return_entropy=True, vocab_size=30)
+    gradients = torch.autograd.grad((got * a + entropy * b).sum(), (hidden, weight))
+    torch.testing.assert_close((got, entropy), (want, want_entropy), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
+    assert (gradients[1][30:] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_policy_loss_is_that_of_the_logits(chunk: int, dtype: torch.dtype, backend: Any) -> None:
+    hidden, weight, tokens = make(dtype)
+    options: dict[str, Any] = {
+        "old_logprobs": reference.linear_token_logprobs(hidden, weight, tokens).detach() + 0.2 * torch.randn(ROWS),
+        "mask": torch.rand(ROWS) > 0.2, "cu_seqlens": torch.tensor([0, 4, ROWS]), "vocab_size": 30, "backend": backend,
+        "config": PolicyLossConfig(aggregate="sequence", entropy_coef=0.1)}
+    advantages = torch.tensor([1.0, -0.5])
+    want, want_metrics = dense_policy_loss(hidden @ weight.T, tokens, advantages, **options)
+    expected = torch.autograd.grad(want, (hidden, weight))
+    got, metrics = linear_policy_loss(hidden, weight, tokens, advantages, **options)
+    gradients = torch.autograd.grad(got, (hidden, weight))
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(got, want, rtol=bound, atol=bound)
+    torch.testing.assert_close(metrics.logprobs, want_metrics.logprobs, rtol=bound, atol=bound)
+    torch.testing.assert_close(gradients, expected, rtol=bound, atol=bound * float(expected[1].abs().max()))
+
+
+def test_gradcheck() -> None:
+    hidden, weight, tokens = make()
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_token_logprobs(h, w, tokens, return_entropy=True, vocab_size=30), (hidden, weight))
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_frozen_side_gets_no_gradient(frozen: str) -> None:
+    hidden, weight, tokens = make()
+    both = torch.autograd.grad(linear_token_logprobs(hidden, weight, tokens).sum(), (hidden, weight))
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    linear_token_logprobs(hidden, weight, tokens).sum().backward()
+    assert torch.equal(hidden.grad, both[0]) if frozen == "weight" else hidden.grad is None
+    assert torch.equal(weight.grad, both[1]) if frozen == "hidden" else weight.grad is None
+
+
+def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, by the largest tensor that any operation makes."""
+    hidden, weight, tokens = make(torch.float32)
+    monkeypatch.setattr(logprob, "CHUNK", 3 * WIDTH)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.dim() == 2 and result.shape[1] == WIDTH:
+                largest = max(largest, len(result))
+            return result
+
+    with Watch():
+        linear_token_logprobs(hidden, weight, tokens, backend="torch").sum().backward()
+    assert largest == 3
+
+
+def test_weight_gradient_is_accumulated_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand equal bf16 contributions: a bf16 sum stops growing long before the end."""
+    rows = 1000
+    monkeypatch.setattr(logprob, "CHUNK", 4)
+    hidden = torch.ones(rows, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(4, 1, dtype=torch.bfloat16, requires_grad=True)
+    linear_token_logprobs(hidden, weight, torch.zeros(rows, dtype=torch.int64)).sum().backward()
+    assert weight.grad.flatten().tolist() == [752.0, -250.0, -250.0, -250.0]  # 750 in bf16 is 752
+    stuck = torch.zeros((), dtype=torch.bfloat16)
+    for _ in range(rows):
+        stuck += 0.75
+    assert stuck < 500, "the case no longer catches accumulation in bf16"
+
+
+def test_masked_rows_may_hold_anything() -> None:
+    hidden, weight, tokens = make(torch.float32)
+    mask = torch.ones(ROWS, dtype=torch.bool)
+    mask[[2, 7]] = False
+    advantages = torch.randn(ROWS)
+    clean = torch.autograd.grad(linear_policy_loss(hidden, weight, tokens, advantages, mask=mask)[0], (hidden, weight))
+    with torch.no_grad():
+        hidden[2], hidden[7] = torch.nan, torch.inf
+    tokens[~mask] = -100
+    loss, _ = linear_policy_loss(hidden, weight, tokens, advantages, mask=mask)
+    poisoned = torch.autograd.grad(loss, (hidden, weight))
+    assert torch.equal(clean[0], poisoned[0]) and torch.equal(clean[1], poisoned[1])
+    assert (poisoned[0][~mask] == 0).all()
+
+
+def test_no_rows() -> None:
+    hidden, weight, tokens = make()
+    linear_policy_loss(hidden[:0], weight, tokens[:0], torch.zeros(0))[0].backward()
+    assert (weight.grad == 0).all()
+
+
+def test_bad_input() -> None:
+    hidden, weight, tokens = make()
+    with pytest.raises(ValueError, match="of one dtype"):
+        linear_token_logprobs(hidden.float(), weight, tokens)
+    with pytest.raises(ValueError, match=r"weight \[V, H\]"):
+        linear_token_logprobs(hidden, weight[:, :3], tokens)
+    with pytest.raises(IndexError, match=r"\[0, 5\)"):
+        linear_token_logprobs(hidden, weight, tokens.clamp(min=5), vocab_size=5)
