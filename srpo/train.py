@@ -23,7 +23,7 @@ from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, read_problems
-from srpo.megatron.checkpoint import Checkpointer
+from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_distributed
 from srpo.metrics import Monitor
 from srpo.rewards.compose import Graded, Graders, Response
@@ -37,10 +37,8 @@ def train(config: Config) -> None:
     """Run, or resume, what `config` describes, to its end. Every rank calls it."""
     init_distributed(config.parallel.tensor, config.parallel.pipeline)
     run = Run(config)
-    try:
-        run.train()
-    finally:
-        run.close()
+    run.train()
+    run.close()
     dist.barrier()
     dist.destroy_process_group()
 
@@ -68,7 +66,7 @@ class Run:
             self.ledger = Ledger(self.folder / "ledger.sqlite")
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
                                          config.batch.prompts, config.seed, self.ledger)
-        self.checkpoints = Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
+        self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
         self.step_done = self._restore()
@@ -95,7 +93,7 @@ class Run:
                 self.save(plan.step)
             self.checkpoints.poll()
             plan = upcoming
-        self.checkpoints.wait()
+        self.checkpoints.poll(blocking=True)
         if not (self.folder / "hf").exists():
             self.trainer.export_hf(self.folder / "hf")
 
@@ -233,20 +231,12 @@ class Run:
     def close(self) -> None:
         self.graders.close()
         self.monitor.close()
-        self.checkpoints.close()
 
 
 def export(run: Path, directory: Path) -> None:
-    """Write the latest checkpoint of a run as a Hugging Face directory; alone or on the run's own topology."""
+    """Write the latest checkpoint of a run as a Hugging Face directory. In one process, whatever the run's topology."""
     config = configuration.load(run / "config.yaml")
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    if world == 1:
-        config = config.model_copy(update={"parallel": configuration.Parallel()})
-    init_distributed(config.parallel.tensor, config.parallel.pipeline)
-    trainer = Trainer(config, config.model.path)
-    checkpoints = Checkpointer(run / "checkpoints", config.checkpoint.keep)
-    checkpoints.load_weights(trainer)
-    trainer.export_hf(directory)
+    checkpoint.export(config, run / "checkpoints", config.model.path, directory)
     dist.destroy_process_group()
 
 
