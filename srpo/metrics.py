@@ -29,11 +29,12 @@ PHASES = ("rollout", "reward", "update", "sync")
 
 METRICS = (
     "step", "epoch", "stage",
-    "reward/mean", "reward/math", "reward/code", "accuracy/math", "accuracy/code",
+    "reward/mean", "reward/math", "reward/code", "reward/failed", "accuracy/math", "accuracy/code",
     "length/mean", "length/math", "length/code",
     "groups/zero_advantage", "groups/all_correct", "groups/all_wrong",
-    "loss/policy", "policy/entropy", "policy/clip_frac", "grad/norm",
-    "rollout/tokens_per_s", "rollout/logprob_diff_mean", "rollout/logprob_diff_max", "train/tokens_per_s",
+    "loss/policy", "policy/entropy", "policy/clip_frac", "policy/kl", "grad/norm",
+    "rollout/tokens_per_s", "rollout/truncated", "rollout/logprob_diff_mean", "rollout/logprob_diff_max",
+    "train/tokens_per_s",
     "weights/aliased_bytes", "weights/moved_bytes",
     *(f"time/{phase}" for phase in PHASES), "time/step",
     "eval/math", "eval/code",

@@ -45,8 +45,14 @@ def test_versions_are_compared_with_the_pins(installed):
         Finding("srpo", "0.1.0"),
         Finding("latex2sympy2_extended", "1.10.0, pinned is 1.11.0", "pip install 'latex2sympy2_extended==1.11.0'"),
         Finding("torch", "2.13.0+cpu"),
-        Finding("types-PyYAML", "not installed", "pip install types-PyYAML", needed=True),
+        Finding("types-PyYAML", "not installed", "pip install types-PyYAML"),
+        Finding("at their pins", "1 of the 3 packages of srpo[cpu]"),
     ]
+
+
+def test_without_a_main_package_training_is_refused(installed):
+    installed(srpo="0.1.0", torch="2.13.0")
+    assert Finding("vllm", "not installed", "pip install 'vllm==0.32.0'", needed=True) in doctor.packages("gpu")
 
 
 def test_not_installed_at_all(monkeypatch):
