@@ -20,12 +20,12 @@ from srpo.sandbox import wire
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use, all its calls together."""
+    """What one run of a program may use, all its calls together."""
 
     wall: float = 5.0
-    """Seconds."""
+    """Seconds, over all cases also where each is a run."""
     cpu: int = 5
-    """Seconds."""
+    """Seconds of processor time."""
     memory: int = 1 << 30
     """Bytes of address space."""
     file_size: int = 16 << 20

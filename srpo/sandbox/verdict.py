@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
@@ -141,15 +141,19 @@ def _run_function(name: str, cases: Sequence[dict[str, Any]], sandbox: Sandbox, 
 
 def _run_stdio(cases: Sequence[dict[str, str]], sandbox: Sandbox, code: str, limits: Limits) -> tuple[int, str]:
     passed, reason = 0, ""
+    deadline = time.monotonic() + limits.wall
     for i, case in enumerate(cases):
+        left = replace(limits, wall=deadline - time.monotonic())
         try:
-            with Program(sandbox, code, limits, input=case["input"]) as program:
+            with Program(sandbox, code, left, input=case["input"]) as program:
                 program.load()
                 why = "" if _lines(program.output()) == _lines(case["output"]) else "wrong output"
         except (Raised, Stopped) as e:
             why = _describe(e)
         passed += not why
         reason = reason or (why and f"case {i}: {why}")
+        if time.monotonic() >= deadline:
+            break
     return passed, reason or "passed"
 
 

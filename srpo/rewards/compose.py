@@ -1,0 +1,97 @@
+"""The reward of a response: accuracy x correct + format x well-formed - language x mixing - overlong + custom.
+
+A grader that hangs, dies, raises or returns what is no finite number costs its response a zero, counted as failed;
+a function that failed on every response of a call is a mistake in the function and stops the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from srpo.config import Reward
+from srpo.data.schema import Problem
+from srpo.errors import UserError
+from srpo.rewards.pool import Lost, Pool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the model wrote after the prompt; `tokens` is its length."""
+
+    problem: Problem
+    text: str
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Graded:
+    """`correct` in [0, 1]; `parts` are weighted and add up to `reward`; `failed`: it could not be graded."""
+
+    correct: float
+    reward: float
+    parts: dict[str, float]
+    reason: str
+    failed: bool
+
+
+class Graders:
+    """Grades responses in `workers` processes; 0: this rank's share of the cores.
+
+    Raises UserError when a custom function cannot be imported.
+    """
+
+    def __init__(self, reward: Reward, max_response_tokens: int, workers: int = 0):
+        self._custom = [c.function for c in reward.custom]
+        workers = workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        settings = {"reward": reward.model_dump(), "max_response_tokens": max_response_tokens}
+        self._pool = Pool("srpo.rewards.worker", settings, workers, reward.timeout)
+
+    def grade(self, responses: Sequence[Response]) -> list[Graded]:
+        """Grades in the responses' order. Raises UserError naming a problem whose answer or tests are unusable, or a
+        custom function none of whose calls succeeded."""
+        answers = self._pool.map([
+            {"problem": asdict(r.problem), "text": r.text, "tokens": r.tokens} for r in responses])
+        errors: dict[str, str] = {}
+        succeeded: Counter[str] = Counter()
+        graded = []
+        for response, answer in zip(responses, answers, strict=True):
+            failures = _failures(response, answer)
+            for name, why in failures:
+                log.warning("reward function %s failed on problem %s: %s; it scores zero",
+                            name, response.problem.id, why)
+                errors[name] = why
+            if isinstance(answer, dict):
+                succeeded.update(answer["parts"].keys())
+            graded.append(_failed(failures) if failures else _graded(answer))  # type: ignore[arg-type]
+        for name in self._custom:
+            if name in errors and not succeeded[name]:
+                raise UserError(f"reward.custom: {name!r} failed on all {len(responses)} responses: {errors[name]}")
+        return graded
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def _failures(response: Response, answer: dict[str, Any] | Lost) -> list[tuple[str, str]]:
+    """(function, error) of whatever went wrong with one response."""
+    if isinstance(answer, Lost):
+        return [(answer.at or response.problem.domain, answer.why)]
+    if "data" in answer:
+        raise UserError(f"problem {response.problem.id!r}: {answer['data']}")
+    return [(name, why) for name, why in answer["errors"]]
+
+
+def _failed(failures: list[tuple[str, str]]) -> Graded:
+    return Graded(0.0, 0.0, {}, "; ".join(f"{name}: {why}" for name, why in failures), failed=True)
+
+
+def _graded(answer: dict[str, Any]) -> Graded:
+    return Graded(answer["correct"], sum(answer["parts"].values()), answer["parts"], answer["reason"], failed=False)

@@ -1,0 +1,142 @@
+"""Worker processes that can be killed: each request has a deadline, and one that is missed costs that request alone.
+
+The workers are clean interpreters rather than forks of the trainer, which holds threads, vLLM and perhaps CUDA. A
+worker has one request at a time, so that whoever hangs or dies is known; answers come back in the requests' order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from srpo.errors import UserError
+
+START_SECONDS = 120.0
+"""A worker that takes longer to start is broken."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A request whose worker hung or died; `at` is the last thing that the worker said to be doing."""
+
+    at: str
+    why: str
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    channel: Connection
+    deadline: float
+    task: int | None = None
+    ready: bool = False
+    at: str = ""
+
+
+class Pool:
+    """`workers` processes of `python -m module FD SETTINGS`, which answer JSON requests; see srpo/rewards/worker.py.
+
+    Raises UserError with the worker's own message when it refuses its settings. Create it in a thread that lives as
+    long as the pool: the kernel ends the workers with it.
+    """
+
+    def __init__(self, module: str, settings: dict[str, Any], workers: int, timeout: float):
+        self._module, self._settings, self._timeout = module, json.dumps(settings), timeout
+        self._workers = [self._start() for _ in range(workers)]
+        try:
+            while not all(w.ready for w in self._workers):
+                self._turn([])
+        except BaseException:
+            self.close()
+            raise
+
+    def map(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Lost]:
+        """The answer to each request, or how it was lost."""
+        waiting = deque(range(len(requests)))
+        answers: list[dict[str, Any] | Lost | None] = [None] * len(requests)
+        while waiting or any(w.task is not None for w in self._workers):
+            for worker in self._workers:
+                if waiting and worker.ready and worker.task is None:
+                    worker.task, worker.at = waiting.popleft(), ""
+                    worker.deadline = time.monotonic() + self._timeout
+                    with suppress(OSError):                   # it died while idle: reading finds out
+                        worker.channel.send_bytes(json.dumps(requests[worker.task]).encode())
+            self._turn(answers)
+        return answers  # type: ignore[return-value]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.channel.close()                            # its end
+        for worker in self._workers:
+            try:
+                worker.process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._kill(worker)
+        self._workers.clear()
+
+    def _start(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            path = os.pathsep.join(p for p in sys.path if p)  # modules found here must be found there
+            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(
+                [sys.executable, "-m", self._module, str(theirs.fileno()), self._settings], pass_fds=[theirs.fileno()],
+                env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
+        return _Worker(process, Connection(ours.detach()), time.monotonic() + START_SECONDS)
+
+    def _turn(self, answers: list[Any]) -> None:
+        """Wait for something to happen to a worker, and deal with it."""
+        busy = [w for w in self._workers if w.task is not None or not w.ready]
+        left = min(w.deadline for w in busy) - time.monotonic()
+        readable = set(wait([w.channel for w in busy], max(left, 0)))
+        for i, worker in enumerate(self._workers):
+            if worker not in busy:
+                continue
+            if worker.channel in readable:
+                why = self._read(worker, answers)
+            else:
+                why = f"no answer within {self._timeout:g} s" if time.monotonic() >= worker.deadline else ""
+            if why:
+                self._kill(worker)
+                if not worker.ready:
+                    raise RuntimeError(f"a grader process did not start: {why}; its error is above")
+                assert worker.task is not None
+                answers[worker.task] = Lost(worker.at, why)
+                self._workers[i] = self._start()
+
+    @staticmethod
+    def _read(worker: _Worker, answers: list[Any]) -> str:
+        """Take one message; returns why the worker is lost, if it is."""
+        try:
+            message = json.loads(worker.channel.recv_bytes())
+        except (EOFError, ConnectionResetError):
+            return "its process died"
+        if "error" in message:
+            raise UserError(message["error"])
+        if "ready" in message:
+            worker.ready = True
+        elif "at" in message:
+            worker.at = message["at"]
+        else:
+            assert worker.task is not None
+            answers[worker.task] = message
+            worker.task = None
+        return ""
+
+    @staticmethod
+    def _kill(worker: _Worker) -> None:
+        if worker.process.poll() is None:
+            os.killpg(worker.process.pid, signal.SIGKILL)     # with whatever a user's function started
+        worker.process.wait()
+        worker.channel.close()

@@ -1,0 +1,124 @@
+"""A grader process: `python -m srpo.rewards.worker FD SETTINGS`, started by srpo/rewards/pool.py.
+
+It reads one response at a time and answers with what each part of the reward gives it. Before a user's function runs
+it says which, so that whoever has to kill it knows what hung.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from srpo.config import Reward
+from srpo.data.schema import Problem
+from srpo.errors import UserError
+from srpo.rewards import code as code_reward
+from srpo.rewards import math as math_reward
+from srpo.rewards.extract import Grade
+from srpo.rewards.format import well_formed
+from srpo.rewards.language import mixing
+from srpo.rewards.length import overlong
+from srpo.sandbox import Limits
+from srpo.sandbox.confine import die_with_parent
+
+Custom = dict[str, Callable[[Problem, str], float]]
+
+
+def main() -> None:
+    die_with_parent()
+    channel = Connection(int(sys.argv[1]))
+    settings = json.loads(sys.argv[2])
+    reward = Reward.model_validate(settings["reward"])
+    try:
+        functions = load_functions(reward)
+    except UserError as e:
+        send(channel, {"error": str(e)})
+        return
+    send(channel, {"ready": True})
+    while True:
+        try:
+            request = json.loads(channel.recv_bytes())
+        except EOFError:
+            return
+        problem = Problem(**request["problem"])
+        try:
+            answer = parts(reward, problem, request["text"])
+            if reward.overlong:
+                limit = settings["max_response_tokens"]
+                answer["parts"]["overlong"] = -overlong(request["tokens"], limit, reward.overlong)
+            custom_parts(functions, reward, problem, request["text"], answer, channel)
+        except UserError as e:
+            answer = {"data": str(e)}
+        send(channel, answer)
+
+
+def load_functions(reward: Reward) -> Custom:
+    """The user's functions by name. Raises UserError naming the one that cannot be had."""
+    sys.path.insert(0, os.getcwd())
+    functions: Custom = {}
+    for i, custom in enumerate(reward.custom):
+        key = f"reward.custom.{i}.function = {custom.function!r}"
+        module, colon, name = custom.function.partition(":")
+        if not colon:
+            raise UserError(f"{key}: write it as module:function")
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except Exception as e:
+            raise UserError(f"{key}: cannot be imported: {type(e).__name__}: {e}") from None
+        if not callable(function):
+            raise UserError(f"{key}: is {type(function).__name__}, not a function")
+        functions[custom.function] = function
+    return functions
+
+
+def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
+    """Correctness and the built-in terms, weighted. Raises UserError for an unusable reference answer or test."""
+    if reward.style == "think_answer" and "<think>" not in text:
+        text = "<think>" + text                               # the prompt ended with it
+    try:
+        accuracy = grade(problem, text, reward.timeout)
+    except UserError:
+        raise
+    except Exception as e:
+        return {"parts": {}, "errors": [[problem.domain, f"{type(e).__name__}: {e}"]]}
+    terms = {"accuracy": reward.accuracy * accuracy.correct,
+             "format": reward.format * well_formed(text, reward.style),
+             "language": -reward.language * mixing(problem.prompt, text) if reward.language else 0.0}
+    return {"correct": accuracy.correct, "reason": accuracy.reason, "parts": terms, "errors": []}
+
+
+def grade(problem: Problem, text: str, timeout: float) -> Grade:
+    if problem.domain == "math":
+        return math_reward.grade(text, problem.answer or "")
+    # Within half of the deadline, so that a program that hangs is a wrong answer and not a lost grader.
+    wall = min(Limits().wall, timeout / 2)
+    return code_reward.grade(text, problem.tests or {}, Limits(wall=wall, cpu=math.ceil(wall)))
+
+
+def custom_parts(functions: Custom, reward: Reward, problem: Problem, text: str, answer: dict[str, Any],
+                 channel: Connection) -> None:
+    """Add the user's terms to the answer, or the errors in their place."""
+    for custom in reward.custom:
+        send(channel, {"at": custom.function})
+        try:
+            value = float(functions[custom.function](problem, text))
+            if not math.isfinite(value):
+                raise ValueError(f"returned {value}")
+        except BaseException as e:  # SystemExit too: a user's function must not end the process
+            answer["errors"].append([custom.function, f"{type(e).__name__}: {e}"])
+        else:
+            answer["parts"][custom.function] = custom.weight * value
+
+
+def send(channel: Connection, message: dict[str, Any]) -> None:
+    channel.send_bytes(json.dumps(message).encode())
+
+
+if __name__ == "__main__":
+    main()
