@@ -1,6 +1,7 @@
 """Every message of the configuration: what is refused, and that the line names the key, the value and the way out."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,22 @@ def test_possible_combination(tree, write, overrides, ranks):
 def test_bad_model(tree, write, tmp_path, text, expected):
     (tmp_path / "config.json").unlink() if text is None else (tmp_path / "config.json").write_text(text)
     assert expected in message(write, tree, [], 1)
+
+
+def test_examples_of_the_readme(tmp_path):
+    """Its configuration can run on 8 ranks, its problems are read, and its error message is the real one."""
+    from srpo.data.schema import read_problems
+
+    readme = (Path(config.__file__).parents[1] / "README.md").read_text()
+    blocks = {kind: body for kind, body in re.findall(r"^```(\w+)\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)}
+    (tmp_path / "c.yaml").write_text(blocks["yaml"])
+    (tmp_path / "d.jsonl").write_text(blocks["json"])
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "qwen2", "num_attention_heads": 28, "num_key_value_heads": 4, "num_hidden_layers": 28,
+        "intermediate_size": 18944, "max_position_embeddings": 131072}))
+    config.check(config.load(tmp_path / "c.yaml", [f"model.path={tmp_path}"]), 8)
+    assert [p.domain for p in read_problems([tmp_path / "d.jsonl"])] == ["math", "code"]
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    with pytest.raises(UserError) as error:
+        config.check(config.load(tmp_path / "c.yaml", [f"model.path={tmp_path}", "parallel.tensor=3"]), 3)
+    assert f"srpo: error: {error.value}\n" in readme
