@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import logging
 import os
 import sys
 import time
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace) -> int:
     from srpo import config
 
+    _start_log()
     settings = config.load(args.config, args.overrides)
     config.check(settings, int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -104,6 +106,7 @@ def _export(args: argparse.Namespace) -> int:
     if not (args.run / "config.yaml").is_file():
         raise UserError(f"{args.run}: not a run folder, there is no config.yaml in it")
 
+    _start_log()
     from srpo.train import export
 
     export(args.run, args.directory)
@@ -114,6 +117,24 @@ def _doctor(args: argparse.Namespace) -> int:
     from srpo.doctor import doctor
 
     return doctor()
+
+
+class _Stderr(logging.Handler):
+    """Writes to what sys.stderr is at that moment: a live display replaces it, to print above its bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _start_log() -> None:
+    """Rank 0 tells what it does, the others only what is wrong; libraries keep their own loggers."""
+    handler = _Stderr()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    for package in ("srpo", "srpo_kernels"):
+        logger = logging.getLogger(package)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+        logger.propagate = False
 
 
 def _rank() -> int:

@@ -191,6 +191,7 @@ class Monitor:
             yield lambda n: progress.advance(task, n * share)
         finally:
             progress.remove_task(task)
+            progress.refresh()
 
     def _show(self, values: dict[str, Any]) -> None:
         if "reward/mean" in values:

@@ -1,6 +1,7 @@
 """The command line alone: imports, messages, exit codes. Launches of many ranks are in tests/distributed."""
 
 import json
+import logging
 import subprocess
 import sys
 import types
@@ -11,6 +12,17 @@ from srpo import __main__, cli
 from srpo.errors import UserError
 
 HF = {"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Give the loggers back as they were: the command line sets them up for a whole process."""
+    ours = [logging.getLogger(name) for name in ("srpo", "srpo_kernels")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in ours]
+    yield
+    for logger, (handlers, level, propagate) in zip(ours, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture
@@ -100,6 +112,21 @@ def test_reason_is_left_for_torchrun(config, fake, monkeypatch, tmp_path):
     assert cli.command(["train", config, "batch.prompt=1"]) == 2
     message = json.loads((tmp_path / "error.json").read_text())["message"]
     assert "batch.prompt: unknown key" in message["message"] and int(message["extraInfo"]["timestamp"]) > 0
+
+
+@pytest.mark.parametrize(("rank", "shown"), [
+    ("0", "srpo.train: told\nsrpo.train: wrong\n"),
+    ("1", "srpo.train: wrong\n"),
+])
+def test_log_goes_to_stderr_and_only_rank_0_tells_all(config, fake, monkeypatch, capsys, rank, shown):
+    def train(config):
+        logging.getLogger("srpo.train").info("told")
+        logging.getLogger("srpo.train").warning("wrong")
+
+    fake(train=train)
+    monkeypatch.setenv("RANK", rank)
+    assert cli.command(["train", config]) == 0
+    assert capsys.readouterr() == ("", shown)
 
 
 def test_export(tmp_path, fake):
