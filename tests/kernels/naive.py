@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from srpo_kernels import PolicyLossConfig
+from torch import Tensor
 
 
 def logprobs(
@@ -66,7 +65,7 @@ def policy_loss(
             loss = loss + (term / len(rows) if config.aggregate == "sequence" else term)
             values = {"policy_loss": policy, "kl": kl, "entropy_sum": entropy[n], "clipped": clipped, "tokens": 1}
             for name, value in values.items():
-                sums[name] += float(value)
+                sums[name] += float(torch.as_tensor(value).detach())
     if normalizer is None:
         normalizer = {"token": sums["tokens"], "sequence": sequences,
                       "constant": sequences * (config.constant_length or 0)}[config.aggregate]

@@ -75,6 +75,7 @@ def test_frozen_side_gets_no_gradient(frozen: str) -> None:
 def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward, by the largest tensor that any operation makes."""
     hidden, weight, tokens = make(torch.float32)
+    hidden, weight = hidden[:, :2], weight[:, :2]  # so that weight.T is no larger than a chunk
     monkeypatch.setattr(logprob, "CHUNK", 3 * WIDTH)
     largest = 0
 
