@@ -9,7 +9,7 @@ its shard's part.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,20 @@ from srpo_kernels.dispatch import Backend, implementation
 CHUNK = 2**26
 
 
+@overload
+def token_logprobs(
+    logits: Tensor, tokens: Tensor, *, temperature: float = 1.0,
+    return_entropy: Literal[False] = False, mask: Tensor | None = None,
+    group: dist.ProcessGroup | None = None, inplace_backward: bool = False, vocab_size: int | None = None,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def token_logprobs(
+    logits: Tensor, tokens: Tensor, *, temperature: float = 1.0,
+    return_entropy: Literal[True], mask: Tensor | None = None,
+    group: dist.ProcessGroup | None = None, inplace_backward: bool = False, vocab_size: int | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]: ...
 def token_logprobs(
     logits: Tensor,
     tokens: Tensor,
@@ -64,6 +78,20 @@ def token_logprobs(
     return (logprobs, entropy) if return_entropy else logprobs
 
 
+@overload
+def linear_token_logprobs(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float = 1.0,
+    return_entropy: Literal[False] = False, mask: Tensor | None = None,
+    group: dist.ProcessGroup | None = None, vocab_size: int | None = None,
+    backend: Backend | None = None,
+) -> Tensor: ...
+@overload
+def linear_token_logprobs(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, *, temperature: float = 1.0,
+    return_entropy: Literal[True], mask: Tensor | None = None,
+    group: dist.ProcessGroup | None = None, vocab_size: int | None = None,
+    backend: Backend | None = None,
+) -> tuple[Tensor, Tensor]: ...
 def linear_token_logprobs(
     hidden: Tensor,
     weight: Tensor,
