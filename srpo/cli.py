@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import NoReturn
 
@@ -127,7 +128,10 @@ class _Stderr(logging.Handler):
 
 
 def _start_log() -> None:
-    """Rank 0 tells what it does, the others only what is wrong; libraries keep their own loggers."""
+    """Rank 0 tells what it does, the others only what is wrong; libraries keep their own loggers. What torch,
+    Megatron-Core and vLLM warn about is their use of each other; python -W or PYTHONWARNINGS brings it back."""
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(torch|megatron|vllm)\.")
     handler = _Stderr()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     for package in ("srpo", "srpo_kernels"):
