@@ -39,8 +39,7 @@ def train(config: Config) -> None:
     run = Run(config)
     run.train()
     run.close()
-    dist.barrier()
-    dist.destroy_process_group()
+    dist.barrier()  # the process group itself is vLLM's to destroy, when the interpreter exits
 
 
 class Run:

@@ -18,14 +18,14 @@ import random
 from pathlib import Path
 from typing import Any
 
-CAREFUL = {"math": 0.5, "code": 0.35}
+CAREFUL = {"math": 0.4, "code": 0.35}
 """Share of worked solutions that write the steps out."""
 HASTY_RIGHT = 0.15
 """Share of hasty worked solutions that happen to be right."""
 TRAIN, HELD_OUT, WORKED = 128, 48, 4000
 """Problems a domain to train on, held-out problems a domain, and worked solutions a domain."""
 
-PIECES = ["<think>", "</think>", "<answer>", "</answer>", "```python\n", "\n```", "def f(x):\n", "    return "]
+PIECES = ["<think>", "</think>", "<answer>", "</answer>", "\n```python\n", "\n```\n", "def f(x):\n", "    return "]
 """Longer than a character, but one token each."""
 
 
@@ -57,7 +57,7 @@ def write(folder: Path, seed: int) -> None:
 
 def all_sums() -> list[dict[str, Any]]:
     return [{"prompt": f"{a}+{b}+{c}=<think>", "answer": str(a + b + c), "terms": (a, b, c)}
-            for a in range(1, 10) for b in range(1, 10) for c in range(1, 10)]
+            for a in range(1, 8) for b in range(1, 8) for c in range(1, 8)]
 
 
 def solve_sum(problem: dict[str, Any], rng: random.Random) -> str:
@@ -104,7 +104,7 @@ def solve_function(problem: dict[str, Any], rng: random.Random) -> str:
             j = rng.choice([k for k in range(2, 10) if k != j])
         else:
             i = rng.choice([k for k in range(2, 10) if k != i])
-    program = f"```python\ndef f(x):\n    return (x{s1}{i}){s2}{j}\n```"
+    program = f"\n```python\ndef f(x):\n    return (x{s1}{i}){s2}{j}\n```\n"
     return f"{thought}</think><answer>{program}</answer>"
 
 

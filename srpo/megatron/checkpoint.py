@@ -109,8 +109,6 @@ class Checkpointer:
         path = latest(self.directory)
         if path is None:
             return None
-        if not HAVE_APEX_OR_TE:
-            _allocate_optimizer_state(_optimizer(trainer))
         state = _read(path, _state(trainer, loading=True))
         trainer.model.load_state_dict(state["model"])
         _load_optimizer(_optimizer(trainer), state["optimizer"])
@@ -193,6 +191,8 @@ def _state(trainer: Trainer, loading: bool = False) -> dict[str, Any]:
         distrib_optim_sharding_type="fully_reshardable",
         dp_cp_group=mpu.get_data_parallel_group(with_context_parallel=True),
     )
+    if not HAVE_APEX_OR_TE:
+        _allocate_optimizer_state(_optimizer(trainer))
     model = trainer.model.sharded_state_dict(metadata=metadata)
     optimizer = _optimizer(trainer).sharded_state_dict(model, is_loading=loading, metadata=metadata)
     return {"model": model, "optimizer": optimizer}
@@ -204,7 +204,7 @@ def _optimizer(trainer: Trainer) -> DistributedOptimizer:
 
 
 def _allocate_optimizer_state(optimizer: DistributedOptimizer) -> None:
-    """A load fills existing tensors in; torch's AdamW makes them only in its first step."""
+    """Saving and loading go by existing tensors; torch's AdamW makes them only in its first step."""
     for group in optimizer.optimizer.param_groups:
         for p in group["params"]:
             if not optimizer.optimizer.state[p]:
