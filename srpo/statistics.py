@@ -86,8 +86,8 @@ def check_canary(update: Update, step: int, prompt_ids: list[str], group: int, t
         prompt, sample = divmod(update.diff_sample, group)
         raise UserError(
             f"step {step}: prompt {prompt_ids[prompt]!r}, sample {sample}: trainer and rollout log-probs differ by "
-            f"{update.diff_max:.3g}, rollout.canary is {threshold:g}. vLLM does not run the trainer's weights; nothing was "
-            "updated. If rounding explains it (bfloat16, long responses), raise rollout.canary")
+            f"{update.diff_max:.3g}, rollout.canary is {threshold:g}. vLLM does not run the trainer's weights; nothing "
+            "was updated. If rounding explains it (bfloat16, long responses), raise rollout.canary")
 
 
 def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], update: Update,

@@ -23,6 +23,7 @@ from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, read_problems
+from srpo.evaluate import average_at_k
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_distributed
 from srpo.metrics import Monitor
@@ -59,7 +60,7 @@ class Run:
         problems = read_problems(config.data.train)
         self.problems = {p.id: p for p in problems}
         self.held_out = read_problems(config.data.eval)
-        self.prompts = {p.id: self.tokenizer.prompt(p) for p in [*problems, *self.held_out]}
+        self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.graders = Graders(config.reward, config.rollout.max_response_tokens, _workers(config))
         if self.rank == 0:
             self.ledger = Ledger(self.folder / "ledger.sqlite")
@@ -81,7 +82,7 @@ class Run:
         if self.step_done is None:
             self.monitor.log({"step": 0, **self.evaluate(0)})
             self.save(0)
-        plan = self.next_plan()
+        plan = first = self.next_plan()
         while plan:
             metrics = self.step(plan)
             upcoming = self.next_plan()
@@ -93,7 +94,7 @@ class Run:
             self.checkpoints.poll()
             plan = upcoming
         self.checkpoints.poll(blocking=True)
-        if not (self.folder / "hf").exists():
+        if first or not broadcast((self.folder / "hf").exists()):
             self.trainer.export_hf(self.folder / "hf")
 
     def next_plan(self) -> StepPlan | None:
@@ -129,7 +130,7 @@ class Run:
         return groups
 
     def grade(self, problems: list[Problem], mine: list[list[Sample]]) -> tuple[list[Sample], list[Graded]]:
-        """Grade this replica's groups, then exchange: all samples of the step with their grades, in the problems' order."""
+        """Grade this replica's groups, then exchange: all samples with their grades, in the problems' order."""
         share: list[tuple[list[Sample], list[Graded]]] = []
         if self.engine.leader:
             own = problems[self.replica :: self.replicas]
@@ -146,8 +147,8 @@ class Run:
         c = self.config
         advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], c.batch.samples, c.algorithm)
         pieces = split(len(samples), c.batch.updates)
-        batches = [pack(samples, advantage, piece, sequences=c.batch.micro_batch, rank=self.replica, ranks=self.replicas,
-                        multiple=c.parallel.tensor) for piece in pieces]
+        batches = [pack(samples, advantage, piece, sequences=c.batch.micro_batch, rank=self.replica,
+                        ranks=self.replicas, multiple=c.parallel.tensor) for piece in pieces]
         if c.batch.updates > 1 or c.algorithm.kl:
             self.behaviour([b for micro_batches in batches for b in micro_batches])
         lr = c.optimizer.lr * min(1.0, plan.step / max(1, c.optimizer.warmup))
@@ -164,7 +165,7 @@ class Run:
         return total
 
     def behaviour(self, micro_batches: list[MicroBatch]) -> None:
-        """Fill in the log-probs that the loss compares with: the sampling policy's, and the reference's for a KL term."""
+        """Fill in the log-probs that the loss compares with: the sampling policy's, and the reference's for KL."""
         algorithm = self.config.algorithm
         if self.config.batch.updates > 1 and algorithm.old_logprobs == "rollout":
             for batch in micro_batches:
@@ -178,18 +179,13 @@ class Run:
                     batch.ref_logprobs = logprobs
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """avg@k on the held-out problems of each domain, as eval/math and eval/code."""
+        """avg@k on the held-out problems."""
         if not self.held_out:
             return {}
         with self.monitor.phase("evaluation"):
             mine = self.sample(self.held_out, -1 - step, self.config.eval.samples, self.config.eval.temperature)
             _, graded = self.grade(self.held_out, mine)
-        self.engine.sync()
-        per_problem = [graded[i : i + self.config.eval.samples] for i in range(0, len(graded), self.config.eval.samples)]
-        scores: dict[str, list[float]] = {}
-        for problem, grades in zip(self.held_out, per_problem, strict=True):
-            scores.setdefault(problem.domain, []).extend(g.correct for g in grades)
-        return {f"eval/{domain}": sum(s) / len(s) for domain, s in scores.items()}
+        return average_at_k(self.held_out, graded)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -224,8 +220,7 @@ class Run:
         return step if saved else None
 
     def save(self, step: int) -> None:
-        state = broadcast(self.curriculum.state_dict() if self.rank == 0 else None)
-        self.checkpoints.save(step, self.trainer, state)
+        self.checkpoints.save(step, self.trainer, self.curriculum.state_dict() if self.rank == 0 else {})
 
     def close(self) -> None:
         self.graders.close()
@@ -251,9 +246,12 @@ def _claim(folder: Path, config: Config) -> None:
 
 def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> list[RolloutRow]:
     group = len(samples) // len(problems)
-    return [RolloutRow(plan.epoch, plan.step, plan.stage, problems[i // group].id, i % group, problems[i // group].domain,
-                       g.correct, g.reward, len(s.tokens), s.truncated)
-            for i, (s, g) in enumerate(zip(samples, graded, strict=True))]
+    rows = []
+    for i, (s, g) in enumerate(zip(samples, graded, strict=True)):
+        p = problems[i // group]
+        rows.append(RolloutRow(plan.epoch, plan.step, plan.stage, p.id, i % group, p.domain, g.correct, g.reward,
+                               len(s.tokens), s.truncated))
+    return rows
 
 
 def _workers(config: Config) -> int:

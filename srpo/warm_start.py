@@ -22,17 +22,20 @@ from srpo.megatron.step import Trainer
 log = logging.getLogger(__name__)
 
 
-def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer: Tokenizer, *, rank: int, ranks: int) -> None:
+def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer: Tokenizer, *, rank: int,
+               ranks: int) -> None:
     """Train in place for `settings.steps`; which rows a step sees depends on the seed and the step alone."""
     rows = read_problems(settings.data, need_response=True)
-    samples = [Sample(tokenizer.prompt(r), tokenizer.response(r)) for r in rows]
+    prompts = tokenizer.prompts(rows)
+    samples = [Sample(prompts[r.id], response) for r, response in zip(rows, tokenizer.responses(rows), strict=True)]
     ones = [1.0] * len(samples)
     reports = trainer.is_last_stage and dist.get_rank() % config.parallel.tensor == 0
     for step in range(settings.steps):
         chosen = random.Random(f"{config.seed} warm start {step}").choices(range(len(samples)), k=settings.batch)
         sequences = math.ceil(settings.batch / ranks)
         total = normalizer(samples, chosen, "token", 1)
-        batches = pack(samples, ones, chosen, sequences=sequences, rank=rank, ranks=ranks, multiple=config.parallel.tensor)
+        batches = pack(samples, ones, chosen, sequences=sequences, rank=rank, ranks=ranks,
+                       multiple=config.parallel.tensor)
         metrics = trainer.forward_backward(batches, total)
         trainer.optimizer_step(_learning_rate(settings, step))
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from srpo.config import Config
@@ -29,25 +30,30 @@ class Tokenizer:
         self._hf = AutoTokenizer.from_pretrained(config.model.path)
         self.stop_ids = _stop_ids(Path(config.model.path), self._hf.eos_token_id)
         if self.template == "chat" and not self._hf.chat_template:
-            raise UserError(f"data.template = 'chat': the tokenizer in {config.model.path} has no chat template; use 'srpo'")
+            raise UserError(f"data.template = 'chat': the tokenizer in {config.model.path} has no chat template; "
+                            "use 'srpo'")
 
-    def prompt(self, problem: Problem) -> list[int]:
-        """Token ids of a problem's prompt. Raises UserError when they exceed data.max_prompt_tokens."""
+    def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
+        """Token ids of each problem's prompt, by id. Raises UserError when one exceeds data.max_prompt_tokens."""
         if self.template == "chat":
-            text = self._hf.apply_chat_template([{"role": "user", "content": problem.prompt}], tokenize=False,
-                                                add_generation_prompt=True)
-            ids = self._hf(text, add_special_tokens=False)["input_ids"]
+            chats = [[{"role": "user", "content": p.prompt}] for p in problems]
+            texts = self._hf.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        elif self.template == "srpo":
+            texts = [SRPO_TEMPLATE.format(prompt=p.prompt) for p in problems]
         else:
-            text = SRPO_TEMPLATE.format(prompt=problem.prompt) if self.template == "srpo" else problem.prompt
-            ids = self._hf(text)["input_ids"]
-        if len(ids) > self.limit:
-            raise UserError(f"problem {problem.id!r}: prompt has {len(ids)} tokens, data.max_prompt_tokens is {self.limit}; "
-                            "raise it or drop the problem")
-        return ids
+            texts = [p.prompt for p in problems]
+        # A chat template writes its own special tokens.
+        ids = self._hf(texts, add_special_tokens=self.template != "chat")["input_ids"] if texts else []
+        for problem, tokens in zip(problems, ids, strict=True):
+            if len(tokens) > self.limit:
+                raise UserError(f"problem {problem.id!r}: prompt has {len(tokens)} tokens, data.max_prompt_tokens is "
+                                f"{self.limit}; raise it or drop the problem")
+        return {p.id: tokens for p, tokens in zip(problems, ids, strict=True)}
 
-    def response(self, problem: Problem) -> list[int]:
-        """Token ids of a worked solution, closed by the end-of-sequence token."""
-        return [*self._hf(problem.response, add_special_tokens=False)["input_ids"], self._hf.eos_token_id]
+    def responses(self, problems: Sequence[Problem]) -> list[list[int]]:
+        """Token ids of each worked solution, closed by the end-of-sequence token."""
+        ids = self._hf([p.response for p in problems], add_special_tokens=False)["input_ids"]
+        return [[*tokens, self._hf.eos_token_id] for tokens in ids]
 
     def text(self, tokens: list[int]) -> str:
         """A response's text, the closing stop token left out."""

@@ -131,7 +131,7 @@ def write_model(folder: Path, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m srpo.data.toy", description="Write the quickstart's model and data.")
+    parser = argparse.ArgumentParser(prog="python -m srpo.data.toy", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

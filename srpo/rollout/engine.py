@@ -42,11 +42,12 @@ class RolloutEngine:
             torch._dynamo.config.disable = True
         self.weights = SharedWeights(trainer, config.parallel)
         self.llm = LLM(
-            config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype, skip_tokenizer_init=True,
-            tensor_parallel_size=tensor, distributed_executor_backend="external_launcher", seed=config.seed,
+            config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype,
+            skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs", seed=config.seed,
+            tensor_parallel_size=tensor, distributed_executor_backend="external_launcher",
             max_model_len=config.data.max_prompt_tokens + self.max_tokens, max_num_seqs=config.rollout.max_sequences,
-            kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enforce_eager=config.rollout.eager or not self.on_cuda,
-            enable_sleep_mode=self.on_cuda, generation_config="vllm", logprobs_mode="processed_logprobs")
+            kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enable_sleep_mode=self.on_cuda,
+            enforce_eager=config.rollout.eager or not self.on_cuda)
 
     def generate(self, prompts: Sequence[list[int]], keys: Sequence[str], *, step: int, samples: int,
                  temperature: float) -> list[list[Sample]]:
@@ -56,20 +57,22 @@ class RolloutEngine:
         """
         if not prompts:
             return []
+        # Old weights made what is cached; and what was generated before (by a run that was not killed) must not matter.
+        self.llm.reset_prefix_cache()
         params = [SamplingParams(
-            n=samples, temperature=temperature, max_tokens=self.max_tokens, logprobs=0, flat_logprobs=True, detokenize=False,
-            stop_token_ids=self.stop_ids, seed=_seed(self.seed, step, key) if self.on_cuda else None) for key in keys]
+            n=samples, temperature=temperature, max_tokens=self.max_tokens, stop_token_ids=self.stop_ids,
+            seed=_seed(self.seed, step, key) if self.on_cuda else None, logprobs=0, flat_logprobs=True,
+            detokenize=False) for key in keys]
         if not self.on_cuda:
             torch.manual_seed(_seed(self.seed, step, f"replica {self.replica} of {self.replicas}"))
         requests = [{"prompt_token_ids": p} for p in prompts]
-        outputs = self.llm.generate(requests, params, use_tqdm=False)  # type: ignore[arg-type]
-        return [[Sample(list(o.prompt_token_ids), list(c.token_ids), list(c.logprobs.logprobs), c.finish_reason == "length")
-                 for c in o.outputs] for o in outputs]
+        outputs = self.llm.generate(requests, params, use_tqdm=False)
+        return [[Sample(list(o.prompt_token_ids), list(c.token_ids), list(c.logprobs.logprobs),
+                        truncated=c.finish_reason == "length") for c in o.outputs] for o in outputs]
 
     def sync(self) -> None:
-        """After an update: new weights where they are copied, and no cached keys and values of old ones."""
+        """After an update: bring the weights up to date. Nothing moves where they are shared."""
         self.weights.sync()
-        self.llm.reset_prefix_cache()
 
     def sleep(self) -> None:
         """Free the KV cache for the update (CUDA only; the weights are the trainer's and stay)."""

@@ -87,7 +87,7 @@ class SharedWeights:
             self._copy()
 
     def _copy(self) -> None:
-        self.model.load_weights(self.trainer.hf_tensors())
+        self.model.load_weights(self.trainer.hf_tensors())  # type: ignore[operator]
 
     def verify(self) -> None:
         """Raise RuntimeError unless each aliased parameter still is the trainer's memory."""
@@ -100,8 +100,8 @@ class SharedWeights:
 
 def _alias(name: str, parameter: nn.Parameter, storage: Tensor) -> None:
     if parameter.shape != storage.shape or parameter.dtype != storage.dtype or parameter.device != storage.device:
-        raise RuntimeError(f"{name}: vLLM wants {tuple(parameter.shape)} {parameter.dtype} on {parameter.device}, the trainer "
-                           f"holds {tuple(storage.shape)} {storage.dtype} on {storage.device}")
+        raise RuntimeError(f"{name}: vLLM wants {tuple(parameter.shape)} {parameter.dtype} on {parameter.device}, the "
+                           f"trainer holds {tuple(storage.shape)} {storage.dtype} on {storage.device}")
     parameter.data = storage
 
 
