@@ -47,7 +47,7 @@ class Sandbox:
     the host cannot confine programs."""
 
     def __init__(self) -> None:
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
         self._start()
 
     def _start(self) -> None:
@@ -80,21 +80,30 @@ class Sandbox:
             self._process.wait()
 
     def launch(self, messages: socket.socket, output: int) -> None:
+        """Start a program; `end` must follow, from the same thread."""
         self._busy.acquire()
-        socket.send_fds(self._control, [b"run"], [messages.fileno(), output])
+        try:
+            socket.send_fds(self._control, [b"run"], [messages.fileno(), output])
+        except OSError:
+            self._replace()
+            socket.send_fds(self._control, [b"run"], [messages.fileno(), output])
 
     def end(self) -> None:
-        """Kill the program; return when it is gone. A broken zygote is replaced."""
+        """Kill the program; return when it is gone."""
         try:
             self._control.send(b"end")
             gone = self._control.recv(16) == b"ended"
         except OSError:
             gone = False
         if not gone:
-            self._process.kill()
-            self.close()
-            self._start()
+            self._replace()
         self._busy.release()
+
+    def _replace(self) -> None:
+        """A new zygote for one that died or does not answer."""
+        self._process.kill()
+        self.close()
+        self._start()
 
 
 class Program:

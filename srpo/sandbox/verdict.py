@@ -164,18 +164,17 @@ def _run_asserts(name: str, statements: Sequence[ast.stmt], total: int, sandbox:
     with Program(sandbox, code, limits) as program:
         try:
             program.load()
-            scope = {"__name__": "tests", name: _proxy(program, name)}
-            for statement in statements:
-                try:
-                    exec(compile(ast.Module([statement], []), "tests", "exec"), scope)
-                except AssertionError:
-                    failures.append(f"line {statement.lineno}: assertion failed")
-                    if not isinstance(statement, ast.Assert):
-                        return 0, failures[0]
-        except Stopped as e:
+        except (Raised, Stopped) as e:
             return 0, _describe(e)
-        except Exception as e:  # the tests' own code: whatever it raises fails the program
-            return 0, failures[0] if failures else f"line {statement.lineno}: {_describe(e)}"
+        scope = {"__name__": "tests", name: _proxy(program, name)}
+        for statement in statements:
+            try:
+                exec(compile(ast.Module([statement], []), "tests", "exec"), scope)
+            except Exception as e:  # whatever the tests raise fails the program
+                why = "assertion failed" if isinstance(e, AssertionError) else _describe(e)
+                failures.append(f"line {statement.lineno}: {why}")
+                if not isinstance(statement, ast.Assert):     # what follows may depend on it
+                    return 0, failures[0]
         if program.stopped:                                   # the tests' code may have swallowed it
             return 0, program.stopped
     return total - len(failures), failures[0] if failures else "passed"

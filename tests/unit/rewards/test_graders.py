@@ -1,0 +1,156 @@
+"""Rewards as a whole: the sum, the order, and what a misbehaving grader costs."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from srpo.config import CustomReward, Overlong, Reward
+from srpo.data.schema import Problem
+from srpo.errors import UserError
+from srpo.rewards import Graders, Response
+
+GOOD = "three</think><answer>3</answer>"
+
+
+def math(id="m", answer="3", prompt="What is it?"):
+    return Problem(id, "math", prompt, answer=answer)
+
+
+def response(text=GOOD, problem=None, tokens=10):
+    return Response(problem or math(), text, tokens, False)
+
+
+@pytest.fixture(autouse=True)
+def users_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.fixture
+def graders(users_module):
+    made = []
+
+    def make(workers=1, **reward):
+        made.append(Graders(Reward(**reward), 100, workers))
+        return made[-1]
+
+    yield make
+    for g in made:
+        g.close()
+
+
+def custom(name, weight=1.0):
+    return [CustomReward(function=f"custom_rewards:{name}", weight=weight)]
+
+
+def test_the_reward_is_the_weighted_sum_of_its_parts(graders):
+    reward = {"accuracy": 2.0, "format": 0.5, "language": 3.0, "overlong": Overlong(start=50, penalty=4.0)}
+    g = graders(**reward, custom=custom("length", 0.25))
+    out, = g.grade([response("三四ab</think><answer>3</answer>", tokens=75)])
+    assert out.parts == {"accuracy": 2.0, "format": 0.5, "language": -1.5, "overlong": -2.0,
+                         "custom_rewards:length": 0.25 * 30}
+    assert (out.correct, out.reward, out.reason, out.failed) == (1.0, 2.0 + 0.5 - 1.5 - 2.0 + 7.5, "correct", False)
+
+
+def test_many_responses_over_workers_keep_their_order(graders):
+    responses = [response(f"x</think><answer>{i % 7}</answer>", math(f"m{i}", str(i % 5))) for i in range(200)]
+    out = graders(workers=2).grade(responses)
+    assert [o.correct for o in out] == [float(i % 7 == i % 5) for i in range(200)]
+    assert [o.reward for o in out] == pytest.approx([1.1 if i % 7 == i % 5 else 0.1 for i in range(200)])
+
+
+def test_maths_and_code_together_and_an_endless_program_is_merely_wrong(graders):
+    tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [2], "expected": 4}]}
+    problem = Problem("c", "code", "Double it.", tests=tests)
+    right, wrong, endless = (f"x</think><answer>def f(x):\n    {body}</answer>"
+                             for body in ("return 2 * x", "return x", "while 1: pass"))
+    out = graders(timeout=4.0).grade([response(), *(response(t, problem) for t in (right, wrong, endless))])
+    assert [(o.correct, o.failed) for o in out] == [(1.0, False), (1.0, False), (0.0, False), (0.0, False)]
+    assert [o.reason for o in out[1:]] == ["passed", "case 0: wrong answer", "case 0: time limit"]
+
+
+def test_an_answer_given_while_thinking_does_not_count_in_the_think_style(graders):
+    text = "so \\boxed{3}"
+    assert graders(style="boxed").grade([response(text)])[0].correct == 1.0
+    assert graders(style="think_answer").grade([response(text)])[0].correct == 0.0
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("raises", "ValueError: no idea"), ("nan", "returned nan"), ("infinite", "returned inf"), ("none", "TypeError"),
+    ("leaves", "SystemExit"), ("dies", "its process died"), ("hangs", "no answer within 1.5 s"),
+])
+def test_a_failing_grader_costs_one_response_a_zero(graders, caplog, name, why):
+    texts = [GOOD, f"bad {GOOD}", GOOD, GOOD]
+    g = graders(custom=custom(name), timeout=1.5)
+    with caplog.at_level(logging.WARNING):
+        out = g.grade([response(t, math(f"m{i}")) for i, t in enumerate(texts)])
+    assert [(o.correct, o.reward, o.failed) for o in out] == [
+        (1.0, 2.1, False), (0.0, 0.0, True), (1.0, 2.1, False), (1.0, 2.1, False)]
+    assert why in out[1].reason
+    line, = caplog.messages
+    assert f"custom_rewards:{name} failed on problem m1: " in line and why in line
+    assert [o.failed for o in g.grade([response()])] == [False], "the next step is graded as if nothing had happened"
+
+
+@pytest.mark.parametrize("name", ["raises", "dies"])
+def test_a_function_that_always_fails_stops_the_run(graders, name):
+    with pytest.raises(UserError, match=f"reward.custom: 'custom_rewards:{name}' failed on all 3 responses: "):
+        graders(custom=custom(name)).grade([response(f"bad {GOOD}")] * 3)
+
+
+@pytest.mark.parametrize(("function", "why"), [
+    ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
+    ("custom_rewards:no_such", "cannot be imported: AttributeError"),
+    ("custom_rewards", "write it as module:function"),
+    ("custom_rewards:not_a_function", "is int, not a function"),
+])
+def test_a_function_that_cannot_be_had_is_named_at_the_start(graders, function, why):
+    with pytest.raises(UserError, match=rf"reward\.custom\.0\.function = '{function}': {why}"):
+        graders(custom=[CustomReward(function=function)])
+
+
+@pytest.mark.parametrize(("problem", "why"), [
+    (math("m7", answer="\\frac{"), "problem 'm7': answer = .* cannot be read as mathematics"),
+    (Problem("c7", "code", "p", tests={"kind": "function", "entry_point": "f", "cases": []}),
+     "problem 'c7': tests.cases: missing or empty"),
+])
+def test_unusable_references_name_the_problem(graders, problem, why):
+    with pytest.raises(UserError, match=why):
+        graders().grade([response("```\nx\n```</think><answer>x + 1</answer>", problem)])
+
+
+def test_nothing_is_left_running(graders):
+    g = graders(workers=2)
+    pids = [w.process.pid for w in g._pool._workers]
+    assert g.grade([]) == []
+    g.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_workers_end_with_a_trainer_that_was_killed(tmp_path):
+    code = ("import os, signal, time\nfrom srpo.config import Reward\nfrom srpo.rewards import Graders\n"
+            "g = Graders(Reward(), 100, 2)\n"
+            f"open({str(tmp_path / 'pids')!r}, 'w').write(' '.join(str(w.process.pid) for w in g._pool._workers))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    pids = (tmp_path / "pids").read_text().split()
+    deadline = time.monotonic() + 20
+    while any(_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) == 2 and not any(_running(pid) for pid in pids)
+
+
+def _running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_package_imports_neither_torch_nor_sympy():
+    code = "import sys, srpo.rewards.worker; sys.exit(bool({'torch', 'sympy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == 0

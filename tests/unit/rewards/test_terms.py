@@ -1,0 +1,94 @@
+r"""Format, language mixing, length, and where the program is in a response."""
+
+import pytest
+
+from srpo.config import Overlong
+from srpo.rewards.code import extract, grade
+from srpo.rewards.format import well_formed
+from srpo.rewards.language import mixing
+from srpo.rewards.length import overlong
+
+
+@pytest.mark.parametrize(("response", "good"), [
+    ("thinking </think> <answer> 3 </answer>", True),           # the prompt ended with <think>
+    ("<think>thinking</think><answer>3</answer>\n", True),
+    ("<think>thinking</think>\n\n<answer>line\nline</answer>", True),
+    ("thinking</think><answer></answer>", False),
+    ("</think><answer>3</answer>", False),
+    ("<think></think><answer>3</answer>", False),
+    ("thinking<answer>3</answer>", False),
+    ("thinking</think>3", False),
+    ("thinking</think><answer>3", False),
+    ("thinking</think> so <answer>3</answer>", False),
+    ("thinking</think><answer>3</answer> done", False),
+    ("a</think>b</think><answer>3</answer>", False),
+    ("a<think>b</think><answer>3</answer>", False),
+    ("<think><think>b</think><answer>3</answer>", False),
+    ("a</think><answer>3</answer><answer>4</answer>", False),
+    ("", False),
+])
+def test_think_answer(response, good):
+    assert well_formed(response, "think_answer") is good
+
+
+@pytest.mark.parametrize(("response", "good"), [
+    ("so \\boxed{3}", True), ("<think>x</think>\\boxed{\\frac{1}{2}}", True), ("<think>\\boxed{3}</think> 3", False),
+    ("so \\boxed{}", False), ("so \\boxed{3", False), ("3", False), ("<think>\\boxed{3}", False),
+])
+def test_boxed(response, good):
+    assert well_formed(response, "boxed") is good
+
+
+def test_format_is_quick_on_repeated_tags():
+    for text in ("</think><answer>" * 20_000, "<answer>" * 40_000 + "</think>",
+                 "a" * 200_000 + "</think>" + " " * 200_000 + "<answer>"):
+        assert not well_formed(text, "think_answer")
+
+
+@pytest.mark.parametrize(("prompt", "response", "expected"), [
+    ("What is it?", "It is three.", 0.0),
+    ("What is it?", "三", 1.0),
+    ("What is it?", "abc三四五", 0.5),
+    ("这是什么 x", "这是 three", 0.0),                             # both scripts are the prompt's
+    ("这是什么", "这是三four", 4 / 7),
+    ("Что это?", "Это три", 0.0),
+    ("What is it?", "α + β = π, 𝑥 ∈ ℝ", 0.0),                    # notation
+    ("这是什么", "答案是 $x + y$, \\(z\\) 和 \\frac{1}{2} `print(x)`\n```python\nabc\n```\n<answer>三</answer>", 0.0),
+    ("What is it?", "ｆｕｌｌｗｉｄｔｈ", 0.0),                        # Latin letters in wide form
+    ("1 + 1 = ?", "二", 0.0),                                    # a prompt without letters sets no language
+    ("What is it?", "123 !?", 0.0),
+    ("What is it?", "", 0.0),
+])
+def test_mixing(prompt, response, expected):
+    assert mixing(prompt, response) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("tokens", "penalty"), [(0, 0.0), (80, 0.0), (90, 0.25), (100, 0.5), (120, 0.5)])
+def test_overlong_rises_linearly_to_its_penalty(tokens, penalty):
+    assert overlong(tokens, 100, Overlong(start=80, penalty=0.5)) == pytest.approx(penalty)
+
+
+ADD = {"kind": "function", "entry_point": "add",
+       "cases": [{"args": [1, 2], "expected": 3}, {"args": [2, 2], "expected": 4}]}
+RIGHT = "def add(a, b):\n    return a + b"
+
+
+@pytest.mark.parametrize(("response", "program"), [
+    (f"Here:\n```python\n{RIGHT}\n```\nDone.", RIGHT),
+    (f"```\nfirst\n```\nor\n```py\n{RIGHT}\n```", RIGHT),
+    (f"```\nfirst\n```\n</think><answer>\n```python\n{RIGHT}\n```\n</answer>", RIGHT),
+    (f"</think><answer>{RIGHT}</answer>", RIGHT),
+    ("<think>```\nfirst\n```\n", None),
+    ("```python\nunfinished", None),
+    ("```\n\n```", None),
+    ("no program", None),
+])
+def test_where_the_program_is(response, program):
+    assert extract(response) == program
+
+
+def test_code_is_all_or_nothing():
+    assert grade(f"```\n{RIGHT}\n```", ADD).correct == 1.0
+    half = grade("```\ndef add(a, b):\n    return 3\n```", ADD)
+    assert (half.correct, half.reason) == (0.0, "case 1: wrong answer")
+    assert grade("nothing", ADD).reason == "no program"
