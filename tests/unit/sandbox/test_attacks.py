@@ -59,7 +59,8 @@ def test_stopped_with_a_reason(program, why):
 @pytest.mark.parametrize("program", [
     "while True: print('x' * 1000)",
     "import os\nwhile True: os.write(1, b'x' * 100000)",
-    "import threading\nthreading.Thread(target=lambda: [print('x' * 1000) for _ in iter(int, 1)]).start()\nwhile True: pass",
+    "import threading\nthreading.Thread(target=lambda: [print('x' * 1000) for _ in iter(int, 1)]).start()\n"
+    "while True: pass",
 ])
 def test_endless_output(program):
     assert "too much output" in reason(program, PRINTS)
@@ -87,7 +88,9 @@ def test_processor_time_is_limited_apart_from_wall_time():
     "import resource, os\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
 ])
 def test_rights_that_a_program_does_not_have(program):
-    assert any(word in reason(program) for word in ("PermissionError", "Operation not permitted", "not allowed to raise"))
+    words = ("PermissionError", "Operation not permitted", "not allowed to raise")
+    why = reason(program)
+    assert any(word in why for word in words), why
 
 
 def test_threads_are_allowed_but_bounded():
@@ -105,7 +108,8 @@ ALWAYS_EQUAL = "class E:\n    __eq__ = lambda s, o: True\n    __hash__ = lambda 
     "class I(int):\n    __eq__ = lambda s, o: True\ndef f(x):\n    return I(7)",
     "class S(str): pass\ndef f(x):\n    return S('2')",
     "def f(x):\n    return True",
-    "import builtins, json\nbuiltins.print = json.dumps = lambda *a, **k: '{\"value\": \"passed\"}'\ndef f(x):\n    return 7",
+    "import builtins, json\nbuiltins.print = json.dumps = lambda *a, **k: '{\"value\": \"passed\"}'\n"
+    "def f(x):\n    return 7",
     "import sys\nfor m in list(sys.modules.values()):\n    if hasattr(m, 'encode'): m.encode = lambda v: 3\n"
     "def f(x): return 7",
     "import os\nos.write(3, b'{\"value\": null}\\n{\"value\": 3}\\n' * 10)\ndef f(x): return 7",
@@ -114,7 +118,8 @@ ALWAYS_EQUAL = "class E:\n    __eq__ = lambda s, o: True\n    __hash__ = lambda 
     "import os\ndef f(x):\n    os.write(3, b'[' * 100000 + b'\\n')",
     "import os\ndef f(x):\n    os.write(3, b'\\xff\\xfe\\n')",
     "import pickle, os\nos.write(3, pickle.dumps(print) + b'\\n')\ndef f(x): return 7",
-    "import gc\ndef f(x):\n    return [o['expected'] for o in gc.get_objects() if type(o) is dict and 'expected' in o][0]",
+    "import gc\ndef f(x):\n"
+    "    return [o['expected'] for o in gc.get_objects() if type(o) is dict and 'expected' in o][0]",
     "import sys\ndef f(x):\n    frame = sys._getframe()\n    while frame:\n"
     "        if 'expected' in frame.f_locals: return 2\n        frame = frame.f_back",
     "print('passed 1 of 1')\nraise AssertionError",
@@ -137,7 +142,8 @@ def test_environment_input_and_descriptors_are_not_the_trainer_s(monkeypatch):
     monkeypatch.setenv("A_SECRET", "s3cret")
     program = ("import os, sys\ndef f(x):\n"
                "    fds = sorted(map(int, os.listdir('/proc/self/fd')))\n"   # the last one is that of listdir itself
-               "    return [dict(os.environ), fds, sys.stdin.read(), sys.argv, os.listdir('.'), 'torch' in sys.modules]")
+               "    return [dict(os.environ), fds, sys.stdin.read(), sys.argv, os.listdir('.'), "
+               "'torch' in sys.modules]")
     tests = {**TESTS, "cases": [{"args": [1], "expected": [{}, [0, 1, 2, 3, 4], "", ["solution.py"], [], False]}]}
     assert judge(program, tests).reason == "passed"
 
@@ -216,7 +222,8 @@ def _session(zygote: int) -> list[int]:
 
 def test_the_wire_refuses_what_is_no_plain_value():
     for bad in ({"tuple": 1}, {"set": [[1]]}, {"a": 1, "b": 2}, {"unknown": 1}, {"int": "zz"}, {"dict": [[1]]},
-                {"bytes": "q"}, {"dict": [[[1], 2]]}, {"complex": ["a"]}, {"set": [k * (2**61 - 1) for k in range(40)]}):
+                {"bytes": "q"}, {"dict": [[[1], 2]]}, {"complex": ["a"]},
+                {"set": [k * (2**61 - 1) for k in range(40)]}):
         with pytest.raises(Unsupported):
             decode(bad)
     with pytest.raises(Unsupported):

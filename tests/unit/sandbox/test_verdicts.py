@@ -61,7 +61,8 @@ def test_matches(value, expected, same):
 
 
 def test_every_plain_type_comes_back_as_itself():
-    values = ["(1, [2], {3: (4,)})", "{1, 2}", "frozenset({1})", "b'x'", "10**100", "-2**70", "1j", "float('inf')", "None",
+    values = ["(1, [2], {3: (4,)})", "{1, 2}", "frozenset({1})", "b'x'", "10**100", "-2**70", "1j", "float('inf')",
+              "None",
               "'\\ud800'", "{'a': {(1, 2): 'b'}}", "True", "[[]]", "''"]
     for value in values:
         tests = asserts(f"x = f()\nassert x == {value} and type(x) is type({value})", "f")
@@ -90,7 +91,8 @@ def test_asserts_run_outside_with_a_proxy():
 
 
 def test_asserts_may_expect_an_exception():
-    tests = asserts("try:\n    f(0)\n    raised = False\nexcept ZeroDivisionError:\n    raised = True\nassert raised", "f")
+    tests = asserts("try:\n    f(0)\n    raised = False\nexcept ZeroDivisionError:\n    raised = True\nassert raised",
+            "f")
     assert outcome("def f(x):\n    return 1 / x", tests) == (1, 1, "passed")
     assert outcome("def f(x):\n    return 1", tests) == (0, 1, "line 6: assertion failed")
 
