@@ -129,7 +129,9 @@ class _Stderr(logging.Handler):
 
 def _start_log() -> None:
     """Rank 0 tells what it does, the others only what is wrong; libraries keep their own loggers. What torch,
-    Megatron-Core and vLLM warn about is their use of each other; python -W or PYTHONWARNINGS brings it back."""
+    Megatron-Core and vLLM warn about is their use of each other; python -W or PYTHONWARNINGS brings it back, and
+    TORCH_CPP_LOG_LEVEL what their C++ parts say."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"(torch|megatron|vllm)\.")
     handler = _Stderr()

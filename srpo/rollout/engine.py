@@ -8,12 +8,14 @@ request, which is slow; there torch is seeded once before a batch, and the sched
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # some modules log before vLLM sets its own
 
 import torch
 import torch._dynamo

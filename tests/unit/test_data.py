@@ -1,0 +1,90 @@
+"""The toy world: its references pass, its held-out problems are held out; prompts in each template."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from srpo import config
+from srpo.data import toy
+from srpo.data.prompts import Tokenizer
+from srpo.data.schema import Problem, read_problems
+from srpo.errors import UserError
+from srpo.rewards import code, math
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    toy.write(folder, seed=3)
+    return folder
+
+
+def settings(world: Path, **data: object) -> config.Config:
+    return config.Config.model_validate({
+        "run": "unused", "model": {"path": str(world / "model")},
+        "data": {"train": [str(world / "train.jsonl")], **data},
+        "stages": [{"name": "a", "domains": ["math"], "until": "steps", "steps": 1}]})
+
+
+def test_files_are_valid_disjoint_and_reproducible(world: Path, tmp_path: Path):
+    train = read_problems([world / "train.jsonl"])
+    held_out = read_problems([world / "eval.jsonl"])
+    worked = read_problems([world / "worked.jsonl"], need_response=True)
+    seen = {p.prompt for p in train} | {p.prompt for p in worked}
+    assert not seen & {p.prompt for p in held_out}
+    assert {p.domain for p in train} == {p.domain for p in held_out} == {"math", "code"}
+    toy.write(tmp_path, seed=3)
+    for name in ("train.jsonl", "eval.jsonl", "worked.jsonl", "model/model.safetensors", "model/tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (world / name).read_bytes()
+
+
+def test_careful_solutions_are_right_and_hasty_ones_are_not_always():
+    rng = random.Random(0)
+    for make, solve in ((toy.all_sums, toy.solve_sum), (toy.all_functions, toy.solve_function)):
+        verdicts: dict[bool, list[float]] = {True: [], False: []}
+        for problem in rng.sample(make(), 60):
+            response = solve(problem, rng)
+            careful = not response.startswith("</think>")
+            graded = (math.grade(response, problem["answer"]) if "answer" in problem
+                      else code.grade(response, problem["tests"]))
+            verdicts[careful].append(graded.correct)
+        assert set(verdicts[True]) == {1.0} and 0 < sum(verdicts[False]) < len(verdicts[False])
+
+
+def test_text_survives_the_tokenizer(world: Path):
+    tokenizer = Tokenizer(settings(world, template="plain"))
+    worked = read_problems([world / "worked.jsonl"], need_response=True)[::397]
+    for problem, tokens in zip(worked, tokenizer.responses(worked), strict=True):
+        assert tokenizer.text(tokens) == problem.response and tokens[-1] in tokenizer.stop_ids
+
+
+def test_templates(world: Path):
+    problem = Problem("p", "math", "1+1", answer="2")
+    plain = Tokenizer(settings(world, template="plain"))
+    assert plain.text(plain.prompts([problem])["p"]) == "1+1"
+    recipe = Tokenizer(settings(world, template="srpo"))
+    text = recipe.text(recipe.prompts([problem])["p"])
+    assert text.endswith("\nUser: 1+1\nAssistant: <think>")
+    with pytest.raises(UserError, match=r"data.template = 'chat': the tokenizer in .* has no chat template"):
+        Tokenizer(settings(world, template="chat"))
+
+
+def test_a_long_prompt_is_named(world: Path):
+    tokenizer = Tokenizer(settings(world, template="plain", max_prompt_tokens=3))
+    with pytest.raises(UserError, match="problem 'p': prompt has 4 tokens, data.max_prompt_tokens is 3"):
+        tokenizer.prompts([Problem("p", "math", "1234", answer="1")])
+
+
+def test_no_end_of_sequence(world: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (model / file).write_bytes((world / "model" / file).read_bytes())
+    described = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**described, "eos_token": None}))
+    with pytest.raises(UserError, match="names an end-of-sequence token"):
+        Tokenizer(settings(tmp_path))

@@ -1,0 +1,85 @@
+"""Advantages, sums over micro-batches and ranks, and the canary's message."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from srpo_kernels import linear_policy_loss
+
+from srpo.batch import Sample, pack
+from srpo.config import Algorithm
+from srpo.data.schema import Problem
+from srpo.errors import UserError
+from srpo.rewards.compose import Graded
+from srpo.statistics import Update, advantages, check_canary, step_metrics, update_statistics
+
+TIMES = {"time/rollout": 2.0, "time/reward": 1.0, "time/update": 4.0, "time/sync": 0.0, "time/step": 7.0}
+
+
+def test_advantages_by_group():
+    got = advantages([1.0, 0.0, 1.0, 1.0], [False] * 4, 2, Algorithm())
+    assert got[:2] == pytest.approx([1.0, -1.0], abs=1e-4) and got[2:] == [0.0, 0.0]
+    assert advantages([1.0, 0.0], [False] * 2, 2, Algorithm(advantage="none")) == [0.5, -0.5]
+
+
+def test_truncated_responses():
+    """A response cut off gets zero advantage by the recipe, and still counts in its group's mean."""
+    assert advantages([1.0, 0.0], [False, True], 2, Algorithm(advantage="none")) == [0.5, 0.0]
+    assert advantages([1.0, 0.0], [False, True], 2, Algorithm(advantage="none", truncated="keep")) == [0.5, -0.5]
+
+
+def update(error: float = 0.0, where: int = 3) -> tuple[Update, list[Sample]]:
+    """Statistics of a real loss over four samples in three micro-batches; `error` is added to one rollout log-prob."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 8), torch.randn(11, 8)
+    made = [Sample([1, 2], [3, 4, 5 + i]) for i in range(4)]
+    parts = []
+    for batch in pack(made, [1.0, -1.0, 0.5, 0.0], range(4), sequences=2, rank=0, ranks=1):
+        args = (hidden[batch.rows], weight, batch.targets, batch.advantages)
+        _, exact = linear_policy_loss(*args, mask=batch.mask, cu_seqlens=batch.cu_rows)
+        batch.rollout_logprobs = exact.logprobs.clone()
+        for place, i in enumerate(batch.sample_index.tolist()):
+            if i == where:
+                batch.rollout_logprobs[int(batch.cu_rows[place]) + 1] += error
+        _, metrics = linear_policy_loss(*args, mask=batch.mask, cu_seqlens=batch.cu_rows,
+                                        rollout_logprobs=batch.rollout_logprobs)
+        parts.append(update_statistics([metrics], [batch]))
+    return Update.merge(parts), made
+
+
+def test_update_adds_up():
+    total, made = update()
+    assert total.tokens == total.compared == 12 and total.processed == 16 and total.diff_max == 0
+    assert total.entropy > 0 and total.policy_loss == pytest.approx(-3 * (1.0 - 1.0 + 0.5), abs=1e-5)
+
+
+@pytest.mark.parametrize("where", range(4))
+def test_canary_names_step_prompt_and_sample(where: int):
+    total, _ = update(error=0.25, where=where)
+    assert total.diff_max == pytest.approx(0.25, abs=1e-6) and total.diff_sample == where
+    check_canary(total, 7, ["first", "second"], 2, threshold=0.3)
+    name = ["first", "second"][where // 2]
+    message = rf"step 7: prompt '{name}', sample {where % 2}: .* differ by 0\.25, rollout.canary"
+    with pytest.raises(UserError, match=message):
+        check_canary(total, 7, ["first", "second"], 2, threshold=0.2)
+
+
+def test_canary_sees_nan():
+    total, _ = update(error=float("nan"))
+    with pytest.raises(UserError, match="differ by inf"):
+        check_canary(total, 1, ["a", "b"], 2, threshold=1e9)
+
+
+def test_step_metrics():
+    problems = [Problem("m", "math", "?", answer="1"), Problem("c", "code", "?", tests={})]
+    made = [Sample([1], [1] * n, truncated=n == 4) for n in (1, 2, 3, 4)]
+    graded = [Graded(c, r, {}, "", failed=False) for c, r in ((1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.1))]
+    total, _ = update()
+    got = step_metrics(problems, made, graded, total, TIMES)
+    assert got["reward/mean"] == 0.525 and got["reward/math"] == 1.0 and got["reward/code"] == 0.05
+    assert got["accuracy/math"] == 1.0 and got["accuracy/code"] == 0.0
+    assert (got["length/mean"], got["length/math"], got["length/code"]) == (2.5, 1.5, 3.5)
+    assert (got["groups/zero_advantage"], got["groups/all_correct"], got["groups/all_wrong"]) == (0.5, 0.5, 0.5)
+    assert got["rollout/tokens_per_s"] == 5.0 and got["train/tokens_per_s"] == 4.0 and got["rollout/truncated"] == 0.25
+    only = step_metrics(problems[:1], made[:2], graded[:2], total, TIMES)
+    assert "reward/code" not in only and "accuracy/code" not in only
