@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -61,9 +62,10 @@ class Sandbox:
         theirs.close()
         self._control.settimeout(30)
         answer = self._control.recv(4096)
-        if answer != b"up":
+        if not answer.startswith(b"up "):
             self.close()
             raise UserError(f"the sandbox cannot run here: {answer.decode() or 'its process died at start'}")
+        self._scratch = answer[3:].decode()
         try:
             with Program(self, "", Limits()) as program:
                 program.load()
@@ -103,6 +105,7 @@ class Sandbox:
         """A new zygote for one that died or does not answer."""
         self._process.kill()
         self.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)      # which it could not do itself
         self._start()
 
 

@@ -46,7 +46,7 @@ def main() -> None:
         __import__(name)
     gc.freeze()
     try:
-        control.send(b"up")
+        control.send(b"up " + scratch.encode())
         serve(control, scratch, seccomp)
     except OSError:
         pass                                                  # the trusted side is gone, as at the end of `serve`

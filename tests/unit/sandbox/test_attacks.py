@@ -187,23 +187,25 @@ def test_results_do_not_depend_on_the_hash_seed():
 
 def test_a_zygote_that_was_killed_is_replaced():
     judge("def f(x): return 2", TESTS)
+    scratch = Path(_warm()._scratch)
     os.kill(_warm()._process.pid, signal.SIGKILL)
     _warm()._process.wait()
+    assert scratch.exists()
     assert judge("def f(x): return 2", TESTS).passed == 1
+    assert not scratch.exists()
 
 
 def test_nothing_outlives_a_trainer_that_was_killed(tmp_path):
     code = ("import os, signal, threading\nfrom srpo.sandbox import judge\nfrom srpo.sandbox.verdict import _warm\n"
-            f"open({str(tmp_path / 'pid')!r}, 'w').write(str(_warm()._process.pid))\n"
+            f"open({str(tmp_path / 'pid')!r}, 'w').write(f'{{_warm()._process.pid}} {{_warm()._scratch}}')\n"
             "threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()\n"
             "judge('while True: pass', {'kind': 'stdio', 'cases': [{'input': '', 'output': ''}]})")
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -signal.SIGKILL
-    pid = int((tmp_path / "pid").read_text())
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    pid, scratch = (tmp_path / "pid").read_text().split()
     deadline = time.monotonic() + 20
-    while _session(pid) and time.monotonic() < deadline:
+    while _session(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert _session(pid) == []
+    assert _session(int(pid)) == [] and not Path(scratch).exists()
 
 
 def _session(zygote: int) -> list[int]:
