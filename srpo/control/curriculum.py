@@ -100,8 +100,9 @@ class Curriculum:
         self._ledger.rollback(state["ledger"])
         self._step, self._epoch, self._stage, self._cursor = (state[k] for k in ("step", "epoch", "stage", "cursor"))
         self._resampling.restore(self._epoch - state["open"])
-        self._order = self._shuffled() if state["open"] else None
+        self._order = self._shuffled(self._epoch) if state["open"] else None
         self._begin_stage()
+        self._reopen()
 
     # -- transitions ------------------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class Curriculum:
         """Begin the next epoch, unless no prompt would take part in it."""
         self._epoch += 1
         self._cursor = 0
-        self._order = self._shuffled()
+        self._order = self._shuffled(self._epoch)
         if not self._order:
             self._epoch -= 1
             self._order = None
@@ -138,12 +139,22 @@ class Curriculum:
         self._rewards = self._ledger.step_rewards(name)
         self._epochs_closed = self._ledger.epochs_closed(name)
 
+    def _reopen(self) -> None:
+        """Go on with the last stage of a finished run if it has been made longer since, and has prompts left."""
+        if self._stage < len(self._stages):
+            return
+        self._stage = len(self._stages) - 1
+        self._begin_stage()
+        if ended(self._stages[-1], self._rewards, self._epochs_closed) or not self._shuffled(self._epoch + 1):
+            self._stage += 1
+            self._begin_stage()
+
     # -- helpers ----------------------------------------------------------------------------------------------------
 
-    def _shuffled(self) -> list[str]:
+    def _shuffled(self, epoch: int) -> list[str]:
         domains = self._stages[self._stage].domains
-        order = self._resampling.present((p for p, domain in self._problems.items() if domain in domains), self._epoch)
-        random.Random(f"{self._seed} {self._epoch}").shuffle(order)
+        order = self._resampling.present((p for p, domain in self._problems.items() if domain in domains), epoch)
+        random.Random(f"{self._seed} {epoch}").shuffle(order)
         return order
 
     def _event(self, kind: str, detail: str) -> None:

@@ -223,6 +223,28 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(make):
     assert list(again._ledger.dump()) == list(reference._ledger.dump())
 
 
+def test_a_finished_run_goes_on_when_its_last_stage_is_made_longer(make):
+    first = make(MATH, [stage(epochs=1)])
+    done = run(first, MATH, never)
+    state, ledger = first.state_dict(), list(first._ledger.dump())
+    same = make(MATH, [stage(epochs=1)])
+    same.load_state_dict(state)
+    assert same.next() is None and list(same._ledger.dump()) == ledger, "resuming a finished run changes nothing"
+    longer = make(MATH, [stage(epochs=2)])
+    longer.load_state_dict(state)
+    more = run(longer, MATH, never)
+    assert [p.step for p in more] == [len(done) + i + 1 for i in range(len(done))] and {p.epoch for p in more} == {2}
+
+
+def test_a_finished_run_whose_prompts_are_all_mastered_stays_finished(make):
+    first = make(MATH, [stage(epochs=5)])
+    run(first, MATH, lambda prompt, epoch: 1.0)
+    state, ledger = first.state_dict(), list(first._ledger.dump())
+    again = make(MATH, [stage(epochs=9)])
+    again.load_state_dict(state)
+    assert again.next() is None and list(again._ledger.dump()) == ledger
+
+
 def test_the_state_is_small(make):
     many = {f"m{i}": "math" for i in range(2000)}
     c = make(many, [stage(epochs=3)], prompts=500)
