@@ -8,7 +8,7 @@ from typing import Any
 from srpo.rewards.extract import Grade, answer_block, conclusion
 from srpo.sandbox import Limits, judge
 
-_FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_FENCED = re.compile(r"(?:^|<answer>)[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
 def grade(response: str, tests: dict[str, Any], limits: Limits | None = None) -> Grade:

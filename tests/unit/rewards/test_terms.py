@@ -77,6 +77,7 @@ RIGHT = "def add(a, b):\n    return a + b"
     (f"Here:\n```python\n{RIGHT}\n```\nDone.", RIGHT),
     (f"```\nfirst\n```\nor\n```py\n{RIGHT}\n```", RIGHT),
     (f"```\nfirst\n```\n</think><answer>\n```python\n{RIGHT}\n```\n</answer>", RIGHT),
+    (f"</think><answer>```python\n{RIGHT}\n```</answer>", RIGHT),
     (f"</think><answer>{RIGHT}</answer>", RIGHT),
     ("<think>```\nfirst\n```\n", None),
     ("```python\nunfinished", None),
