@@ -20,7 +20,7 @@ $(VENV)/installed: requirements/train.txt requirements/cpu.txt requirements/gpu.
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed setup.py pyproject.toml $(SOURCES)
-	SRPO_REQUIRE_EXT=1 $(BIN)/pip install -q --no-build-isolation --no-deps -e .
+	PYTHONWARNINGS=ignore SRPO_REQUIRE_EXT=1 $(BIN)/pip install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(QUICKSTART)/train.jsonl: $(VENV)/built srpo/data/toy.py

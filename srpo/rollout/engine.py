@@ -49,7 +49,8 @@ class RolloutEngine:
             tensor_parallel_size=tensor, distributed_executor_backend="external_launcher",
             max_model_len=config.data.max_prompt_tokens + self.max_tokens, max_num_seqs=config.rollout.max_sequences,
             kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enable_sleep_mode=self.on_cuda,
-            enforce_eager=config.rollout.eager or not self.on_cuda)
+            # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.
+            gpu_memory_utilization=0.05, enforce_eager=config.rollout.eager or not self.on_cuda)
 
     def generate(self, prompts: Sequence[list[int]], keys: Sequence[str], *, step: int, samples: int,
                  temperature: float) -> list[list[Sample]]:
