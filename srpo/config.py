@@ -418,8 +418,8 @@ def check(config: Config, world_size: int) -> None:
                         f"{config.data.max_prompt_tokens} it exceeds the model's {limit} positions; "
                         f"at most {limit - config.data.max_prompt_tokens}")
     if config.eval.temperature == 0 and config.eval.samples > 1:
-        raise UserError(f"eval.samples = {config.eval.samples}: greedy samples (eval.temperature = 0) are all the same; "
-                        "set it to 1")
+        raise UserError(f"eval.samples = {config.eval.samples}: greedy samples (eval.temperature = 0) are all the "
+                        "same; set it to 1")
     if config.eval.every and not config.data.eval:
         raise UserError(f"eval.every = {config.eval.every}: has no effect without data.eval")
     _check_stages(config.stages)
