@@ -34,6 +34,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch.distributed.checkpoint.api import CheckpointException
 
 from srpo.config import Config, Parallel
@@ -177,6 +178,7 @@ def export(config: Config, directory: str | Path, hf_dir: str | Path, target: st
     if path is None:
         raise UserError(f"{directory}: holds no checkpoint yet")
     init_distributed(1, 1)
+    model_parallel_cuda_manual_seed(config.seed)  # building a layer draws weights, which the checkpoint then replaces
     hf = read_hf_config(hf_dir)
     model = Policy(transformer_config(hf, Parallel(), getattr(torch, config.model.dtype)), hf)
     model.load_state_dict(_read(path, {"model": model.sharded_state_dict()})["model"])
