@@ -99,8 +99,7 @@ class Checkpointer:
         try:
             self._queue.maybe_finalize_async_calls(blocking)
         except CheckpointException as e:
-            reasons = "; ".join(str(error[0]) for error in e.failures.values()) or "another rank has the reason"
-            raise UserError(f"{self.directory}: writing the checkpoint failed: {reasons}") from e
+            raise UserError(f"{self.directory}: writing the checkpoint failed: {_reason(e)}") from e
 
     def load(self, trainer: Trainer) -> tuple[int, dict[str, Any]] | None:
         """Restore the newest checkpoint into `trainer`, in place: (step, controller state), or None without one.
@@ -233,9 +232,17 @@ def _load_optimizer(optimizer: DistributedOptimizer, state: dict[str, Any]) -> N
 def _read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     try:
         return dist_checkpointing.load(state, str(path))
-    except Exception as e:  # whatever unpickling and parsing of a damaged file can raise
-        reason = " ".join(str(e).split())[:300]
-        raise UserError(f"{path}: the checkpoint cannot be read: {type(e).__name__}: {reason}") from e
+    except (Exception, CheckpointException) as e:  # whatever unpickling and parsing of a damaged file can raise
+        raise UserError(f"{path}: the checkpoint cannot be read: {_reason(e)}") from e
+
+
+def _reason(error: BaseException) -> str:
+    """One line; of an exception that gathers those of all ranks, a first one that is known here."""
+    if isinstance(error, CheckpointException):
+        if not error.failures:
+            return "another rank has the reason"
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -277,7 +284,7 @@ class _Results:
         try:
             return pickle.load(self.file)
         except EOFError:
-            raise queue.Empty from None
+            return RuntimeError("the writing process died; was it killed, or out of memory?")
 
 
 def _in_one_process(request: AsyncRequest) -> AsyncRequest:

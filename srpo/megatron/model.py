@@ -141,7 +141,8 @@ def transformer_config(hf: Any, parallel: Parallel, dtype: torch.dtype) -> Trans
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=False,  # of apex
+        cuda_graph_scope=[],  # the default is deprecated, and warns
         calculate_per_token_loss=True,  # losses and gradients of micro-batches and ranks are summed, never averaged
         variable_seq_lengths=True,  # micro-batches differ in tokens
         moe_token_dispatcher_type="alltoall",  # the default refuses variable_seq_lengths, dense or not

@@ -1,74 +1,80 @@
-"""Many cases in one torchrun launch, each reported by pytest under its own name.
+"""Many cases in one torchrun launch, each reported by pytest under its own name: starting ranks costs more than a case.
 
-A test file holds `measure(name) -> dict[str, float]`, run on every rank, and ends with `harness.main(measure, names)`;
-its pytest functions read `results(__file__, ranks, directory)[name]`, whose first call launches the file. Values are
-merged over ranks by their maximum.
+A test file has `measure(name) -> dict`, which runs on every rank, and parametrizes the fixture `measured` (conftest.py)
+with the `Case`s whose results it wants. All selected cases of all files that need the same number of ranks share a
+launch. Numbers are merged over ranks by their maximum.
 """
 
 from __future__ import annotations
 
-import functools
+import importlib
 import json
 import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parents[2]
-LIMIT = 240  # seconds a launch
-
-
-class Result(dict[str, float]):
-    """What a case measured; reading from a case that failed raises what it raised."""
-
-    def __init__(self, measured: dict[str, Any]) -> None:
-        super().__init__(measured)
-        assert "error" not in self, f"\n{self['error']}"
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LIMIT = 300  # seconds a launch
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(HERE)])
 
 
-@functools.cache
-def _launch(file: str, ranks: int, directory: Path) -> dict[str, Any]:
-    out = directory / f"{Path(file).stem}-{ranks}.json"
-    paths = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "CASES_OUT": str(out)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), file]
-    done = subprocess.run(command, env=env, cwd=directory, capture_output=True, text=True, timeout=LIMIT)
-    assert out.exists(), f"no case ran:\n{done.stdout[-2000:]}{done.stderr[-8000:]}"
-    return json.loads(out.read_text())
+class Case(NamedTuple):
+    """A name that `measure` of the test file knows, and the number of ranks to run it on."""
+
+    ranks: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.ranks}-{self.name}"
 
 
-def results(file: str, ranks: int, directory: Path) -> Callable[[str], Result]:
-    """The results of all cases of `file` for this many ranks, in a directory they may use; launched once."""
-    measured = _launch(file, ranks, directory)
+def launch(ranks: int, cases: list[tuple[str, str]], directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Results of (module, case name)s on `ranks` ranks. A case that fails costs the others a new launch, no more."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    while remaining := [case for case in cases if case not in found]:
+        out = directory / f"{ranks}.jsonl"
+        out.write_text("")
+        env = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += [__file__, str(out), json.dumps(remaining)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        assert lines, f"no case ran:\n{done.stdout[-2000:]}{done.stderr[-8000:]}"
+        found |= {(module, name): measured for module, name, measured in lines}
+    return found
 
-    def result(name: str) -> Result:
-        stopped = next((f"{n}:\n{m['error']}" for n, m in measured.items() if "error" in m), "the launch died")
-        return Result(measured.get(name, {"error": f"not reached; {stopped}"}))
 
-    return result
-
-
-def main(measure: Callable[[str], dict[str, float]], names: Callable[[int], Iterable[str]]) -> None:
-    """Body of a launched file: every case of names(ranks) in turn, until one fails (its collectives are then lost)."""
+def run(out: Path, cases: list[tuple[str, str]]) -> None:
+    """Body of every launched rank."""
     import torch
     import torch.distributed as dist
+    from models import regroup
 
     torch.set_num_threads(1)
-    out, measured = Path(os.environ["CASES_OUT"]), {}
-    for name in names(int(os.environ["WORLD_SIZE"])):
+    regroup()
+    for module, name in cases:
+        directory = out.parent / module
+        directory.mkdir(exist_ok=True)
+        os.chdir(directory)
         try:
-            mine = measure(name)
+            mine = importlib.import_module(module).measure(name)
         except BaseException:
-            measured[name] = {"error": f"rank {os.environ['RANK']}: {traceback.format_exc()}"}
-            out.write_text(json.dumps(measured))
-            os._exit(1)
+            with open(out, "a") as file:
+                file.write(json.dumps([module, name, {"error": traceback.format_exc()}]) + "\n")
+            os._exit(1)  # the other ranks may wait for this one in a collective
         every: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(every, mine)
-        measured[name] = {key: max(m[key] for m in every if key in m) for key in set().union(*every)}
         if dist.get_rank() == 0:
-            out.write_text(json.dumps(measured))
+            merged = {key: max(m[key] for m in every if key in m) for key in set().union(*every)}
+            with open(out, "a") as file:
+                file.write(json.dumps([module, name, merged]) + "\n")
     dist.barrier()
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), [(module, name) for module, name in json.loads(sys.argv[2])])

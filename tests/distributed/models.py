@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state as mpu
+from torch.distributed import distributed_c10d
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from srpo.batch import MicroBatch, Sample
@@ -55,10 +57,21 @@ def config(path: Path, **sections: Any) -> Config:
 
 
 def regroup(tensor: int = 1, pipeline: int = 1) -> None:
-    """Join the process groups of a layout, leaving those of an earlier case."""
-    if mpu.is_initialized():
-        mpu.destroy_model_parallel()
-    init_distributed(tensor, pipeline)
+    """Join the process groups of a layout, unless an earlier case left them."""
+    sizes = (mpu.get_tensor_model_parallel_world_size, mpu.get_pipeline_model_parallel_world_size)
+    if not mpu.is_initialized() or tuple(size() for size in sizes) != (tensor, pipeline):
+        ungroup()
+        init_distributed(tensor, pipeline)
+
+
+def ungroup() -> None:
+    """End all groups of a layout: each keeps a polling thread."""
+    mpu.destroy_model_parallel()
+    gc.collect()
+    if dist.is_initialized():
+        for group in list(distributed_c10d._world.pg_map):
+            if group != dist.group.WORLD:
+                dist.destroy_process_group(group)
 
 
 def build(path: Path, tensor: int = 1, pipeline: int = 1, **sections: Any) -> Trainer:
@@ -68,11 +81,13 @@ def build(path: Path, tensor: int = 1, pipeline: int = 1, **sections: Any) -> Tr
     return Trainer(config(path, parallel=parallel, **sections), path)
 
 
-def save_once(model: PreTrainedModel, path: Path) -> None:
-    """Write a Hugging Face directory that every rank then reads."""
-    if dist.get_rank() == 0:
-        model.save_pretrained(path)
+def saved_model(kind: str) -> Path:
+    """A Hugging Face directory of make_model(kind), that all cases of a file share."""
+    path = Path("models", kind)
+    if dist.get_rank() == 0 and not path.exists():
+        make_model(kind).save_pretrained(path)
     dist.barrier()
+    return path
 
 
 def make_samples(count: int) -> tuple[list[Sample], list[float]]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-
-import harness
 import pytest
 import torch
-from models import build, gradients, make_model, make_samples, regroup, relative, save_once
+from harness import Case
+from models import build, gradients, make_model, make_samples, relative, saved_model
 from transformers import PreTrainedModel
 
 from srpo.batch import Sample, normalizer, pack
@@ -20,11 +16,7 @@ SPLITS = [  # (aggregate, sequences a micro-batch, T is padded to a multiple of)
     *(("token", sequences, multiple) for sequences in (1, 2, 4, 10) for multiple in (1, 16)),
     *((aggregate, sequences, 1) for aggregate in ("sequence", "constant") for sequences in (1, 3, 10)),
 ]
-RANKS = (1, 2, 4)
-
-
-def cases(_ranks: int) -> Iterator[str]:
-    return (f"{aggregate}-{sequences}-{multiple}" for aggregate, sequences, multiple in SPLITS)
+CASES = [Case(ranks, "-".join(map(str, split))) for ranks in (1, 2, 4) for split in SPLITS]
 
 
 def expected_loss(
@@ -44,9 +36,7 @@ def expected_loss(
 
 def measure(name: str) -> dict[str, float]:
     aggregate, sequences, multiple = name.split("-")
-    regroup()
-    path = Path("model")
-    save_once(make_model("qwen2-tied"), path)
+    path = saved_model("qwen2-tied")
     trainer = build(path, algorithm=dict(aggregate=aggregate))
     trainer.load_hf(path)
     samples, advantages = make_samples(SAMPLES)
@@ -60,17 +50,6 @@ def measure(name: str) -> dict[str, float]:
     return {"gradients": max(relative(found[n].double(), p.grad) for n, p in reference.named_parameters())}
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("split")
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for ranks in RANKS for name in cases(ranks)])
-def test_gradient_does_not_depend_on_the_split(ranks: int, name: str, directory: Path) -> None:
-    assert harness.results(__file__, ranks, directory)(name)["gradients"] < 1e-5
-
-
-if __name__ == "__main__":
-    harness.main(measure, cases)
+@pytest.mark.parametrize("measured", CASES, ids=str, indirect=True)
+def test_gradient_does_not_depend_on_the_split(measured: dict[str, float]) -> None:
+    assert measured["gradients"] < 1e-5

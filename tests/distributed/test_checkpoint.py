@@ -1,0 +1,342 @@
+"""Checkpoints: bit-exact, loadable into any layout, not torn by training, safe against kills, full disks, damage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import harness
+import pytest
+import torch
+import torch.distributed as dist
+from harness import Case
+from megatron.core import parallel_state as mpu
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from models import build, make_samples, saved_model, ungroup
+from safetensors.torch import load_file
+
+from srpo.batch import normalizer, pack
+from srpo.errors import UserError
+from srpo.megatron import checkpoint
+from srpo.megatron.checkpoint import Checkpointer
+from srpo.megatron.step import Trainer
+
+KIND = "qwen3-tied"
+LAYOUTS = {"tp2": (2, 1), "pp2": (1, 2), "dp2": (1, 1)}
+CONTINUED = [Case(2, f"continue-{layout}-{dtype}") for layout in LAYOUTS for dtype in ("float32", "bfloat16")]
+RESHARDED = [Case(2, f"reshard-{a}-{b}") for a in LAYOUTS for b in LAYOUTS if a != b]
+WRITING = {
+    "full": "[Errno 28] No space left on device",
+    "killed": "the writing process died; was it killed, or out of memory?",
+}
+DAMAGE = {
+    "truncated": "truncated/step-00000001: the checkpoint cannot be read: ",
+    "no-metadata": "no-metadata/step-00000001: the checkpoint cannot be read: ",
+    "no-directory": "no-directory/latest: names 'step-00000001', which is no checkpoint",
+}
+
+def start(layout: str, dtype: str = "float32", load: bool = True) -> Trainer:
+    path = saved_model(KIND)
+    trainer = build(path, *LAYOUTS[layout], model=dict(path=str(path), dtype=dtype))
+    if load:
+        trainer.load_hf(path)
+    return trainer
+
+
+def train(trainer: Trainer) -> None:
+    samples, advantages = make_samples(6)
+    batches = pack(
+        samples, advantages, range(6), sequences=2, rank=mpu.get_data_parallel_rank(),
+        ranks=mpu.get_data_parallel_world_size(),
+    )  # fmt: skip
+    trainer.forward_backward(batches, normalizer(samples, range(6), "token", 1))
+    trainer.optimizer_step(1e-3)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in trainer.hf_tensors()}
+
+
+def everything(trainer: Trainer) -> list[torch.Tensor]:
+    """Parameters, float32 masters, both moments and the step count of this rank."""
+    optimizer = checkpoint._optimizer(trainer).optimizer
+    masters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = [optimizer.state[p][key] for p in masters for key in ("exp_avg", "exp_avg_sq", "step")]
+    return [t.detach().clone() for t in (*trainer.model.parameters(), *masters, *state)]
+
+
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[n] - b[n]).abs().max()) for n in a)
+
+
+def measure(name: str) -> dict[str, Any]:
+    case, *arguments = name.split("-")
+    return {"continue": continued, "reshard": resharded}[case](*arguments) if arguments[1:] else OTHER[name](name)
+
+
+def continued(layout: str, dtype: str) -> dict[str, Any]:
+    trainer = start(layout, dtype)
+    train(trainer)
+    train(trainer)
+    checkpoints = Checkpointer(f"continue-{layout}-{dtype}", keep=1)
+    saved = everything(trainer)
+    checkpoints.save(2, trainer, {"ledger": [1, "x"]})
+    train(trainer)  # while it is written
+    checkpoints.close()
+    after = everything(trainer)
+    trainer = start(layout, dtype, load=False)
+    addresses = [p.data_ptr() for p in trainer.model.parameters()]
+    state = Checkpointer(checkpoints.directory, keep=1).load(trainer)
+    loaded = everything(trainer)
+    train(trainer)
+    return {
+        "state": float(state != (2, {"ledger": [1, "x"]})),
+        "loaded": float(sum(not torch.equal(a, b) for a, b in zip(saved, loaded, strict=True))),
+        "continued": float(sum(not torch.equal(a, b) for a, b in zip(after, everything(trainer), strict=True))),
+        "moved": float(addresses != [p.data_ptr() for p in trainer.model.parameters()]),
+    }
+
+
+def resharded(source: str, target: str) -> dict[str, Any]:
+    directory = f"reshard-{source}"
+    trainer = start(source)
+    train(trainer)
+    before = weights(trainer)
+    checkpoints = Checkpointer(directory, keep=1)
+    checkpoints.save(1, trainer, {}, blocking=True)
+    train(trainer)
+    after = weights(trainer)
+    trainer = start(target, load=False)
+    Checkpointer(directory, keep=1).load(trainer)
+    loaded = weights(trainer)
+    train(trainer)
+    return {"loaded": difference(before, loaded), "continued": difference(after, weights(trainer))}
+
+
+def untorn(_: str) -> dict[str, Any]:
+    """The parameters are overwritten as soon as `save` returns, before the writer has begun to write."""
+    trainer = start("dp2")
+    train(trainer)
+    before = weights(trainer)
+    checkpoints = Checkpointer("untorn", keep=1)
+    real = FileSystemWriterAsync.write_preloaded_data
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        time.sleep(0.5)
+        real(*args, **kwargs)
+
+    with mock.patch.object(FileSystemWriterAsync, "write_preloaded_data", late):
+        checkpoints.save(1, trainer, {})
+        with torch.no_grad():
+            for p in (*trainer.model.parameters(), *checkpoint._optimizer(trainer).optimizer.param_groups[0]["params"]):
+                p.fill_(7.0)
+        unfinished = float((checkpoints.directory / "latest").exists())
+        checkpoints.close()
+    checkpoints.load(trainer)
+    return {"loaded": difference(before, weights(trainer)), "early": unfinished}
+
+
+def kept(_: str) -> dict[str, Any]:
+    trainer = start("tp2")
+    train(trainer)
+    checkpoints = Checkpointer("kept", keep=2)
+    for step in (5, 10, 15, 20):
+        checkpoints.save(step, trainer, {})
+    checkpoints.close()
+    return {"files": sorted(p.name for p in checkpoints.directory.iterdir())}
+
+
+def again(_: str) -> dict[str, Any]:
+    """A step that is saved already stays as it is; one that `latest` was taken back from is written anew."""
+    trainer = start("tp2")
+    train(trainer)
+    checkpoints = Checkpointer("again", keep=2)
+    for step, note in ((1, "a"), (1, "ignored"), (2, "b")):
+        checkpoints.save(step, trainer, {"note": note}, blocking=True)
+    if dist.get_rank() == 0:
+        (checkpoints.directory / "latest").write_text("step-00000001")
+    dist.barrier()
+    first = checkpoints.load(trainer)
+    checkpoints.save(2, trainer, {"note": "c"}, blocking=True)
+    return {"loaded": [first, checkpoints.load(trainer)]}
+
+
+def failing(name: str) -> dict[str, Any]:
+    trainer = start("tp2")
+    train(trainer)
+    checkpoints = Checkpointer(name, keep=1)
+    checkpoints.save(1, trainer, {}, blocking=True)
+
+    def fail(transforms: Any, i: int, bucket: Any, done: Any, *_: Any, **__: Any) -> None:
+        if mpu.get_tensor_model_parallel_rank() == 0:  # in the writer of one rank only
+            if name == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.put((i, OSError(28, os.strerror(28))))
+        done.put((i, []))
+
+    with mock.patch.object(FileSystemWriterAsync, "write_preloaded_data", fail):
+        checkpoints.save(2, trainer, {})
+        with pytest.raises(UserError) as error:
+            checkpoints.poll(blocking=True)
+    step, _ = checkpoints.load(trainer) or (0, {})
+    return {"message": str(error.value) if dist.get_rank() == 0 else "", "step": float(step)}
+
+
+def damaged(name: str) -> dict[str, Any]:
+    trainer = start("tp2")
+    train(trainer)
+    checkpoints = Checkpointer(name, keep=1)
+    checkpoints.save(1, trainer, {}, blocking=True)
+    path = checkpoints.directory / "step-00000001"
+    if dist.get_rank() == 0:
+        if name == "truncated":
+            for file in path.glob("*.distcp"):
+                os.truncate(file, 100)
+        elif name == "no-metadata":
+            (path / ".metadata").unlink()
+        else:
+            shutil.rmtree(path)
+    dist.barrier()
+    with pytest.raises(UserError) as error:
+        checkpoints.load(trainer)
+    return {"message": str(error.value)}
+
+
+def small_disk(_: str) -> dict[str, Any]:
+    trainer = start("tp2")
+    train(trainer)
+    checkpoints = Checkpointer("small-disk", keep=1)
+    usage = namedtuple("usage", "total used free")(0, 0, 2**19)
+    with mock.patch.object(shutil, "disk_usage", lambda _: usage), pytest.raises(UserError) as error:
+        checkpoints.save(1, trainer, {})
+    return {"message": str(error.value), "files": [p.name for p in checkpoints.directory.iterdir()]}
+
+
+def exported(_: str) -> dict[str, Any]:
+    trainer = start("tp2")
+    train(trainer)
+    before = weights(trainer)
+    Checkpointer("export", keep=1).save(1, trainer, {}, blocking=True)
+    ungroup()
+    checkpoint.export(trainer.config, "export", trainer.hf_dir, "exported")
+    ungroup()
+    with pytest.raises(UserError) as error:
+        checkpoint.export(trainer.config, "nothing", trainer.hf_dir, "exported")
+    return {"exported": difference(before, load_file("exported/model.safetensors")), "message": str(error.value)}
+
+
+OTHER = {
+    "untorn": untorn, "kept": kept, "again": again, "small-disk": small_disk, "export": exported,
+    **dict.fromkeys(WRITING, failing), **dict.fromkeys(DAMAGE, damaged),
+}  # fmt: skip
+
+
+def on_two_ranks(*names: str) -> Any:
+    return pytest.mark.parametrize("measured", [Case(2, name) for name in names], ids=names, indirect=True)
+
+
+@pytest.mark.parametrize("measured", CONTINUED, ids=str, indirect=True)
+def test_the_same_layout_continues_bit_for_bit(measured: dict[str, float]) -> None:
+    assert measured == {"state": 0, "loaded": 0, "continued": 0, "moved": 0}
+
+
+@pytest.mark.parametrize("measured", RESHARDED, ids=str, indirect=True)
+def test_another_layout_continues(measured: dict[str, float]) -> None:
+    assert measured["loaded"] == 0
+    assert measured["continued"] < 1e-6  # a thousandth of the learning rate
+
+
+@on_two_ranks("untorn")
+def test_training_on_does_not_tear_a_save(measured: dict[str, float]) -> None:
+    assert measured == {"loaded": 0, "early": 0}
+
+
+@on_two_ranks("kept")
+def test_old_checkpoints_leave(measured: dict[str, Any]) -> None:
+    assert measured["files"] == ["latest", "step-00000015", "step-00000020"]
+
+
+@on_two_ranks("again")
+def test_a_step_is_saved_once(measured: dict[str, Any]) -> None:
+    assert measured["loaded"] == [[1, {"note": "a"}], [2, {"note": "c"}]]
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"), [(Case(2, n), m) for n, m in WRITING.items()], ids=WRITING, indirect=["measured"]
+)
+def test_a_failed_write_stops_the_run_and_keeps_the_last(measured: dict[str, Any], message: str) -> None:
+    assert measured["message"].endswith(f": writing the checkpoint failed: RuntimeError: Worker failure: {message}")
+    assert measured["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"), [(Case(2, n), m) for n, m in DAMAGE.items()], ids=DAMAGE, indirect=["measured"]
+)
+def test_damage_names_the_directory(measured: dict[str, str], message: str) -> None:
+    assert measured["message"].startswith(message)
+
+
+@on_two_ranks("small-disk")
+def test_a_full_disk_is_seen_before_writing(measured: dict[str, Any]) -> None:
+    assert measured["message"].startswith("small-disk: a checkpoint needs 0.00 GiB and 0.00 GiB are free; free some")
+    assert measured["files"] == []
+
+
+@on_two_ranks("export")
+def test_export_reads_any_layout_without_an_optimizer(measured: dict[str, Any]) -> None:
+    assert measured == {"exported": 0, "message": "nothing: holds no checkpoint yet"}
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from models import regroup
+from test_checkpoint import Checkpointer, FileSystemWriterAsync, start, train
+
+torch.set_num_threads(1)
+regroup()
+trainer = start("dp2")
+checkpoints = Checkpointer("killed", keep=2)
+if len(sys.argv) > 1:
+    print("loaded", checkpoints.load(trainer), sorted(os.listdir("killed")))
+    sys.exit()
+train(trainer)
+checkpoints.save(1, trainer, {"n": 1}, blocking=True)
+
+def never(*args, **kwargs):
+    Path("writer").write_text(str(os.getpid()))
+    time.sleep(600)
+
+FileSystemWriterAsync.write_preloaded_data = never
+train(trainer)
+checkpoints.save(2, trainer, {"n": 2})
+while not Path("writer").exists() or not Path("writer").read_text():
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_while_writing_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": harness.PYTHONPATH, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=harness.LIMIT)
+
+    killed = run()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    files = sorted(p.name for p in (tmp_path / "killed").iterdir())
+    assert files[0].startswith(".step-00000002.")
+    assert files[1:] == ["latest", "step-00000001"]
+    assert not Path("/proc", (tmp_path / "writer").read_text(), "exe").exists()  # run() waited for its end of the pipe
+    resumed = run("resume")
+    assert "loaded (1, {'n': 1}) ['latest', 'step-00000001']" in resumed.stdout, resumed.stderr
