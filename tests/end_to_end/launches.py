@@ -1,0 +1,151 @@
+"""Real launches of the command line, what they leave in a run folder, and killing them without mercy."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file
+
+from srpo.control.ledger import Ledger
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LIMIT = 240  # seconds a launch
+RANK_DIES = 60  # seconds that a launch may outlive one of its ranks
+
+
+class Launch:
+    """A Python command on one or more ranks, as a user starts it. `before`: what it is started through."""
+
+    def __init__(self, *command: str | Path, ranks: int, folder: Path, before: tuple[str, ...] = (), **env: str):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+        path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(HERE), os.environ.get("PYTHONPATH", "")])
+        self._log = folder / f"{time.monotonic_ns()}.log"
+        with self._log.open("w") as log:
+            self.process = psutil.Popen(
+                [*before, sys.executable, *torchrun, *map(str, command)], cwd=folder, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env)
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def end(self, limit: float = LIMIT) -> int:
+        """Wait for its exit code; one that takes longer is killed and fails the test."""
+        try:
+            return self.process.wait(limit)
+        except psutil.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"still running after {limit} s:\n{self.output[-4000:]}") from None
+
+    def succeed(self) -> str:
+        code = self.end()
+        assert code == 0, f"exit code {code}:\n{self.output[-6000:]}"
+        return self.output
+
+    def fail(self, code: int = 2) -> str:
+        """The error that it ends with: printed once, on one line, without a traceback of its own."""
+        found, output = self.end(), self.output
+        assert found == code and "failed:\nTraceback" not in output, f"exit code {found}:\n{output[-6000:]}"
+        (message,) = re.findall(r"^srpo: error(?: on rank \d+)?: (.*)", output, re.MULTILINE)
+        return message
+
+    def when(self, moment: Callable[[], object], limit: float = LIMIT) -> Launch:
+        """Return at the moment, which must come before the launch ends."""
+        deadline = time.monotonic() + limit
+        while not moment():
+            assert self.process.poll() is None, f"ended before the moment:\n{self.output[-6000:]}"
+            assert time.monotonic() < deadline, f"the moment did not come:\n{self.output[-6000:]}"
+            time.sleep(0.005)
+        return self
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that train, rank 0 first."""
+        found = {}
+        for child in self.process.children():
+            with suppress(psutil.NoSuchProcess):
+                if rank := child.environ().get("RANK"):
+                    found[rank] = child
+        return [found[r] for r in sorted(found)]
+
+    def everyone(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
+
+    def kill(self) -> list[psutil.Process]:
+        """`kill -9` of the launcher and its ranks at one moment. What they started (graders, programs under test,
+        checkpoint writers) is to end by itself. Returns all processes that there were."""
+        launch = [self.process, *self.ranks()]
+        for process in launch:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        everyone = self.everyone()
+        for process in launch:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        return everyone
+
+
+def survivors(processes: list[psutil.Process], patience: float = 15) -> list[psutil.Process]:
+    """Which of the processes still run after some seconds."""
+    _, left = psutil.wait_procs(processes, patience)
+    alive = []
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+    return alive
+
+
+# -- what a run folder holds -----------------------------------------------------------------------------------------
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl: it may be read while it is written."""
+    file = run / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def query(run: Path, sql: str) -> list[tuple]:
+    """Rows of the ledger of a run that may be going on; none while it has no ledger yet."""
+    file = run / "ledger.sqlite"
+    if not file.exists():
+        return []
+    with suppress(sqlite3.OperationalError):  # its tables are not there yet, or locked at this moment
+        db = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)
+        try:
+            return db.execute(sql).fetchall()
+        finally:
+            db.close()
+    return []
+
+
+def trace(run: Path) -> dict[str, Any]:
+    """All that a run decided and computed, bit for bit: metrics without times, the ledger, the exported weights."""
+    lines = [{k: v for k, v in m.items() if not k.startswith("time/") and not k.endswith("tokens_per_s")}
+             for m in metrics(run)]
+    ledger = Ledger(run / "ledger.sqlite")
+    dump = list(ledger.dump())
+    ledger.close()
+    return {"metrics": lines, "ledger": dump, "weights": weights(run / "hf")}
+
+
+def weights(directory: Path) -> dict[str, bytes]:
+    """Type, shape and bits of every tensor of a Hugging Face directory."""
+    tensors = {n: t for file in directory.glob("*.safetensors") for n, t in load_file(file).items()}
+    assert tensors, f"{directory}: no weights"
+    return {n: f"{t.dtype} {tuple(t.shape)} ".encode() + t.numpy().tobytes() for n, t in tensors.items()}

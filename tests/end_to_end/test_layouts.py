@@ -1,0 +1,77 @@
+"""Layouts of the ranks other than plain data parallelism, and whose memory vLLM's weights are in each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import World
+from launches import HERE, Launch, metrics, weights
+
+TWO_STEPS = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 2}]
+
+
+def probe(world: World, run: str, env: dict[str, str], **sections: Any) -> Launch:
+    return Launch(HERE / "probe.py", "train", world.config(run, **sections), ranks=2, folder=world.folder,
+                  PROBE_OUT=str(world.folder / run), **env)
+
+
+def seen(world: World, run: str) -> list[list[dict[str, Any]]]:
+    return [json.loads((world.folder / f"{run}-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_the_canary_stops_a_run_on_foreign_weights(base: Path, world: World) -> None:
+    """Data-parallel, TP=1: all memory is shared, until after step 2 one matrix of the last replica no more is."""
+    message = probe(world, "corrupted", {"PROBE_CORRUPT": "2"}, **world.warm()).fail(code=1)
+    ranks = seen(world, "corrupted")
+    for rank, steps in enumerate(ranks):
+        assert [s["step"] for s in steps] == [1, 2, 3]
+        assert all(s["parameters"] == 30 and s["stayed"] for s in steps)
+        assert [s["aliased"] for s in steps] == [True, True, rank == 0]
+        assert [s["updated"] for s in steps] == [True, True, False]
+    assert message.startswith("step 3: prompt ")
+    assert "vLLM does not run the trainer's weights; nothing was updated" in message
+    assert message.split("'")[1] in ranks[1][2]["prompts"]  # one of those whose answers the wrong weights gave
+    assert [m["step"] for m in metrics(world.folder / "corrupted")] == [0, 1, 2]
+
+
+def test_another_layout_takes_up_a_checkpoint(base: Path, world: World) -> None:
+    """Saved by two data-parallel ranks, resumed by two tensor-parallel ones: TP=2 on shared memory as well."""
+    run = world.copy("tensor", step=4)
+    saved = world.folder / "saved-at-4"
+    Launch("-m", "srpo", "export", run, saved, ranks=1, folder=world.folder).succeed()
+    output = probe(world, "tensor", {}, parallel={"tensor": 2}).succeed()
+    assert "after step 4" in output and "parallel" not in output.split("changed since")[0]
+    loaded = world.folder / "loaded"
+    loaded.mkdir()
+    (world.folder / "tensor.safetensors").rename(loaded / "model.safetensors")
+    assert weights(loaded) == weights(saved)
+    for steps in seen(world, "tensor"):
+        assert all(s["parameters"] == 30 and s["aliased"] and s["stayed"] and s["updated"] for s in steps)
+    assert metrics(run)[:5] == metrics(base)[:5] and metrics(run)[-1]["stage"] == "programs"
+    trained_well(metrics(run)[1:], moved=False)
+    assert weights(run / "hf").keys() == weights(saved).keys() and weights(run / "hf") != weights(saved)
+
+
+@pytest.mark.parametrize("name, parallel, moved", [
+    ("sequence", {"tensor": 2, "sequence": True}, False),
+    ("pipeline", {"pipeline": 2}, True)])  # fmt: skip
+def test_training(name: str, parallel: dict[str, Any], moved: bool, base: Path, world: World) -> None:
+    run = world.folder / name
+    output = world.train(name, parallel=parallel, stages=TWO_STEPS, **world.warm()).succeed()
+    assert ("aliased 0 tensors" in output) == moved
+    _, *steps = metrics(run)
+    assert len(steps) == 2
+    trained_well(steps, moved)
+    assert weights(run / "hf") != weights(base / "warm")
+
+
+def trained_well(steps: list[dict[str, Any]], moved: bool) -> None:
+    """The canary was quiet, also after weights had changed, and weights were copied only where they must be: this
+    rank's half of the model."""
+    for m in steps:
+        assert m["rollout/logprob_diff_max"] < 1e-4 and m["grad/norm"] > 0
+        mine = (m["weights/aliased_bytes"], m["weights/moved_bytes"])
+        assert mine[moved] > 1_500_000 and mine[not moved] == 0
