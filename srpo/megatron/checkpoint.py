@@ -291,7 +291,7 @@ def _in_one_process(request: AsyncRequest) -> AsyncRequest:
     """The same writing, in the forked process itself: Megatron forks again there, and waits forever when one dies."""
     if request.async_fn is None:  # this rank has nothing to write
         return request
-    transforms = request.async_fn.args[0]  # type: ignore[attr-defined]
+    transforms = request.async_fn.args[0]
     return request._replace(async_fn=partial(_write, transforms, os.getpid()))
 
 

@@ -71,9 +71,8 @@ class _Torch(types.ModuleType):
     """torch as Megatron sees it: factories asked for "cuda" give CPU tensors."""
 
     cuda = _Cuda("torch.cuda")
-    tensor, empty, zeros, ones, empty_like = map(
-        _on_cpu, (torch.tensor, torch.empty, torch.zeros, torch.ones, torch.empty_like)
-    )
+    tensor, empty, empty_like = _on_cpu(torch.tensor), _on_cpu(torch.empty), _on_cpu(torch.empty_like)
+    zeros, ones = _on_cpu(torch.zeros), _on_cpu(torch.ones)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

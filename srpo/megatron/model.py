@@ -12,7 +12,8 @@ last stage returns final hidden states, not logits: the loss multiplies them by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +193,11 @@ class SelfAttention(MegatronModule):
         if self.config.qk_layernorm:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         cos, sin = rotary_pos_emb
-        args = (_rotate(q, cos, sin), _rotate(k, cos, sin), v)
-        args += (packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q)
+        compute: Callable[..., torch.Tensor] = attention
         if self.config.recompute_granularity == "selective" and self.training:
-            out = checkpoint(attention, *args, use_reentrant=False, preserve_rng_state=False)
-        else:
-            out = attention(*args)
+            compute = partial(checkpoint, attention, use_reentrant=False, preserve_rng_state=False)
+        cu_seqlens, max_seqlen = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
+        out = compute(_rotate(q, cos, sin), _rotate(k, cos, sin), v, cu_seqlens, max_seqlen)
         return self.linear_proj(out.flatten(1).unsqueeze(1))
 
     def sharded_state_dict(
@@ -239,7 +239,7 @@ class OutputLayer(ColumnParallelLinear):
     A module of its own because the wait for gathered parameters (parallel.overlap) hangs on a module's forward.
     """
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, 1, H] or this rank's [T/TP, 1, H] -> [T, H] on every tensor rank, their gradients summed."""
         if self.sequence_parallel:
             return gather_from_sequence_parallel_region(hidden, group=self.tp_group).squeeze(1)
