@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class Update:
     diff_sample: int = -1
     """Index, among the step's samples, of the token with the largest difference."""
     grad_norm: float = 0
+
+    def without_comparison(self) -> Update:
+        """The same, but for what compares the trainer with the rollout."""
+        return replace(self, compared=0, diff_sum=0, diff_max=-1, diff_sample=-1)
 
     @staticmethod
     def merge(parts: Sequence[Update]) -> Update:

@@ -160,6 +160,8 @@ class Run:
             part = Update.merge(all_gather(part))
             if piece.start == 0:
                 check_canary(part, plan.step, [p.id for p in problems], c.batch.samples, c.rollout.canary)
+            else:  # the policy has moved on from the one that sampled
+                part = part.without_comparison()
             part.grad_norm = self.trainer.optimizer_step(lr)
             total = Update.merge([total, part])
         return total
