@@ -10,8 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,12 @@ class Launch:
         return self._log.read_text()
 
     def end(self, limit: float = LIMIT) -> int:
-        """Wait for its exit code; one that takes longer is killed and fails the test."""
-        try:
-            return self.process.wait(limit)
-        except psutil.TimeoutExpired:
-            self.kill()
-            raise AssertionError(f"still running after {limit} s:\n{self.output[-4000:]}") from None
+        """Wait for its exit code."""
+        with self._or_nothing_stays():
+            try:
+                return self.process.wait(limit)
+            except psutil.TimeoutExpired:
+                raise AssertionError(f"still running after {limit} s:\n{self.output[-4000:]}") from None
 
     def succeed(self) -> str:
         code = self.end()
@@ -66,11 +66,22 @@ class Launch:
     def when(self, moment: Callable[[], object], limit: float = LIMIT) -> Launch:
         """Return at the moment, which must come before the launch ends."""
         deadline = time.monotonic() + limit
-        while not moment():
-            assert self.process.poll() is None, f"ended before the moment:\n{self.output[-6000:]}"
-            assert time.monotonic() < deadline, f"the moment did not come:\n{self.output[-6000:]}"
-            time.sleep(0.005)
+        with self._or_nothing_stays():
+            while not moment():
+                assert self.process.poll() is None, f"ended before the moment:\n{self.output[-6000:]}"
+                assert time.monotonic() < deadline, f"the moment did not come:\n{self.output[-6000:]}"
+                time.sleep(0.005)
         return self
+
+    @contextmanager
+    def _or_nothing_stays(self) -> Iterator[None]:
+        """A test that fails or is interrupted leaves no run behind."""
+        try:
+            yield
+        except BaseException:
+            if self.process.poll() is None:
+                self.kill()
+            raise
 
     def ranks(self) -> list[psutil.Process]:
         """The processes that train, rank 0 first."""

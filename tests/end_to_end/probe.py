@@ -27,17 +27,16 @@ class ProbedRun(srpo.train.Run):
 
     def step(self, plan):
         before = [p.detach().clone() for _, p in self.trainer.named_parameters()]
-        addresses = self.addresses()
+        addresses, shared = self.addresses(), self.shares()
         try:
             return super().step(plan)
         finally:
             after = [p.detach() for _, p in self.trainer.named_parameters()]
-            theirs = self.addresses_of_vllm()
             self.seen.append({
                 "step": plan.step,
                 "prompts": plan.prompt_ids[self.replica :: self.replicas],
-                "parameters": len(theirs),
-                "aliased": sorted(theirs) == sorted(addresses),
+                "parameters": len(addresses),
+                "aliased": shared and self.shares(),
                 "stayed": addresses == self.addresses(),
                 "updated": not all(map(torch.equal, before, after)),
             })
@@ -50,9 +49,10 @@ class ProbedRun(srpo.train.Run):
     def addresses(self):
         return [p.data_ptr() for _, p in self.trainer.named_parameters()]
 
-    def addresses_of_vllm(self):
-        (addresses,) = self.engine.llm.apply_model(lambda model: [p.data_ptr() for p in model.parameters()])
-        return addresses
+    def shares(self):
+        """Is every parameter of vLLM one of the trainer's, and the other way round?"""
+        (theirs,) = self.engine.llm.apply_model(lambda model: [p.data_ptr() for p in model.parameters()])
+        return sorted(theirs) == sorted(self.addresses())
 
 
 def corrupt(model):
