@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One response. `rollout_logprobs` are vLLM's, of its own sampled tokens, at the sampling temperature."""
 
-    prompt_tokens: list[int]
-    tokens: list[int]
-    rollout_logprobs: list[float] | None = None
+    prompt_tokens: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int32]
+    rollout_logprobs: npt.NDArray[np.float32] | None = None
     truncated: bool = False
 
 
@@ -86,36 +89,40 @@ def _length(sample: Sample) -> int:
 
 
 def _pack_one(samples: Sequence[Sample], advantages: Sequence[float], members: list[int], multiple: int) -> MicroBatch:
-    tokens: list[int] = []
-    positions: list[int] = []
-    rows: list[int] = []
-    targets: list[int] = []
-    row_advantages: list[float] = []
-    logprobs: list[float] = []
-    cu_seqlens, cu_rows = [0], [0]
-    for i in members:
-        s = samples[i]
-        first = len(tokens) + len(s.prompt_tokens) - 1
-        tokens += s.prompt_tokens + s.tokens[:-1]
-        positions += range(_length(s))
-        rows += range(first, first + len(s.tokens))
-        targets += s.tokens
-        row_advantages += [advantages[i]] * len(s.tokens)
-        logprobs += s.rollout_logprobs or []
-        cu_seqlens.append(len(tokens))
-        cu_rows.append(len(rows))
-    masked = not rows
-    if padding := -len(tokens) % multiple or (multiple if masked else 0):
-        tokens += [0] * padding
-        positions += range(padding)
-        cu_seqlens.append(len(tokens))
-    if masked:
-        rows, targets, row_advantages, logprobs, cu_rows = [0], [0], [0.0], [0.0], [0, 1]
-    has_logprobs = len(logprobs) == len(rows)
+    if not members:
+        return _dummy(multiple)
+    chosen = [samples[i] for i in members]
+    lengths = [_length(s) for s in chosen]
+    responses = [len(s.tokens) for s in chosen]
+    reads = [part for s in chosen for part in (s.prompt_tokens, s.tokens[:-1])]
+    positions = [np.arange(n) for n in lengths]
+    ends = np.cumsum(lengths)
+    rows = [np.arange(end - n, end) for end, n in zip(ends, responses, strict=True)]
+    cu_seqlens = [0, *ends.tolist()]
+    if padding := -cu_seqlens[-1] % multiple:
+        reads.append(np.zeros(padding, np.int32))
+        positions.append(np.arange(padding))
+        cu_seqlens.append(cu_seqlens[-1] + padding)
+    logprobs = [s.rollout_logprobs for s in chosen if s.rollout_logprobs is not None]
+    values = np.asarray([advantages[i] for i in members], np.float32)
     return MicroBatch(
-        tokens=torch.tensor(tokens), position_ids=torch.tensor(positions),
-        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32), rows=torch.tensor(rows), targets=torch.tensor(targets),
-        cu_rows=torch.tensor(cu_rows, dtype=torch.int32), advantages=torch.tensor(row_advantages, dtype=torch.float32),
-        mask=torch.full((len(rows),), not masked),
-        sample_index=torch.tensor(members if members else [-1]),
-        rollout_logprobs=torch.tensor(logprobs, dtype=torch.float32) if has_logprobs else None)
+        tokens=_tensor(reads, np.int64), position_ids=_tensor(positions, np.int64),
+        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32), rows=_tensor(rows, np.int64),
+        targets=_tensor([s.tokens for s in chosen], np.int64),
+        cu_rows=torch.tensor([0, *np.cumsum(responses).tolist()], dtype=torch.int32),
+        advantages=torch.from_numpy(np.repeat(values, responses)),
+        mask=torch.ones(sum(responses), dtype=torch.bool), sample_index=torch.tensor(members),
+        rollout_logprobs=_tensor(logprobs, np.float32) if len(logprobs) == len(chosen) else None)
+
+
+def _dummy(multiple: int) -> MicroBatch:
+    """A pass that contributes nothing: one masked row."""
+    return MicroBatch(
+        tokens=torch.zeros(multiple, dtype=torch.int64), position_ids=torch.arange(multiple),
+        cu_seqlens=torch.tensor([0, multiple], dtype=torch.int32), rows=torch.tensor([0]), targets=torch.tensor([0]),
+        cu_rows=torch.tensor([0, 1], dtype=torch.int32), advantages=torch.zeros(1),
+        mask=torch.tensor([False]), sample_index=torch.tensor([-1]), rollout_logprobs=torch.zeros(1))
+
+
+def _tensor(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))

@@ -94,8 +94,8 @@ def check_canary(update: Update, step: int, prompt_ids: list[str], group: int, t
             "was updated. If rounding explains it (bfloat16, long responses), raise rollout.canary")
 
 
-def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], update: Update,
-                 times: dict[str, float]) -> dict[str, Any]:
+def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], advantage: list[float],
+                 update: Update, times: dict[str, float]) -> dict[str, Any]:
     """The step's line in metrics.jsonl, weights apart. Domains without a sample in the step have no entry."""
     group = len(samples) // len(problems)
     metrics: dict[str, Any] = {
@@ -112,7 +112,7 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
             metrics[f"length/{domain}"] = _mean([len(samples[i].tokens) for i in chosen])
     groups = [graded[i : i + group] for i in range(0, len(graded), group)]
     metrics |= {
-        "groups/zero_advantage": _mean([len({g.reward for g in members}) == 1 for members in groups]),
+        "groups/zero_advantage": _mean([not any(advantage[i : i + group]) for i in range(0, len(samples), group)]),
         "groups/all_correct": _mean([all(g.correct >= 1 for g in members) for members in groups]),
         "groups/all_wrong": _mean([all(g.correct <= 0 for g in members) for members in groups]),
         "loss/policy": update.policy_loss / update.tokens,

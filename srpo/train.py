@@ -8,10 +8,12 @@ the next stage begins.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch.distributed as dist
 
@@ -23,6 +25,7 @@ from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, read_problems
+from srpo.errors import UserError
 from srpo.evaluate import average_at_k
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_distributed
@@ -53,15 +56,18 @@ class Run:
         self.replica = self.rank // (config.parallel.tensor * config.parallel.pipeline)
         self.folder = Path(config.run)
         if self.rank == 0:
-            _claim(self.folder, config)
+            self.lock = _claim(self.folder)
         dist.barrier()
         self.monitor = Monitor(self.folder, config, self.rank)
         self.tokenizer = Tokenizer(config)
         problems = read_problems(config.data.train)
         self.problems = {p.id: p for p in problems}
         self.held_out = read_problems(config.data.eval)
+        _check_disjoint(problems, self.held_out)
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
-        self.graders = Graders(config.reward, config.rollout.max_response_tokens, _workers(config))
+        self.leads = self.rank % (config.parallel.tensor * config.parallel.pipeline) == 0
+        if self.leads:
+            self.graders = Graders(config.reward, config.rollout.max_response_tokens, _workers(config))
         if self.rank == 0:
             self.ledger = Ledger(self.folder / "ledger.sqlite")
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
@@ -70,19 +76,15 @@ class Run:
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
         self.step_done = self._restore()
-
-        from srpo.rollout.engine import RolloutEngine  # vLLM takes seconds to import: first let bad input speak
-
-        self.engine = RolloutEngine(config, self.trainer, self.tokenizer.stop_ids)
-        self.monitor.note(self.engine.weights.summary)
+        if self.rank == 0:
+            _record(self.folder / "config.yaml", config)
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        if self.step_done is None:
-            self.monitor.log({"step": 0, **self.evaluate(0)})
-            self.save(0)
-        plan = first = self.next_plan()
+        plan = self.next_plan()
+        if plan:
+            self.start()
         while plan:
             metrics = self.step(plan)
             upcoming = self.next_plan()
@@ -94,8 +96,21 @@ class Run:
             self.checkpoints.poll()
             plan = upcoming
         self.checkpoints.poll(blocking=True)
-        if first or not broadcast((self.folder / "hf").exists()):
+        if not broadcast((self.folder / "hf").exists()):
             self.trainer.export_hf(self.folder / "hf")
+        self.monitor.note(f"{self.folder}: finished; the model is in {self.folder / 'hf'}")
+
+    def start(self) -> None:
+        """Bring up vLLM; in a fresh run, take the score before the first step."""
+        from srpo.rollout.engine import RolloutEngine  # takes seconds to import: first let bad input speak
+
+        if self.rank == 0:
+            shutil.rmtree(self.folder / "hf", ignore_errors=True)  # of a finished run that has been made longer
+        self.engine = RolloutEngine(self.config, self.trainer, self.tokenizer.stop_ids)
+        self.monitor.note(self.engine.weights.summary)
+        if self.step_done is None:
+            self.monitor.log({"step": 0, **self.evaluate(0)})
+            self.save(0)
 
     def next_plan(self) -> StepPlan | None:
         return broadcast(self.curriculum.next() if self.rank == 0 else None)
@@ -110,12 +125,14 @@ class Run:
         if self.rank == 0:
             self.curriculum.record(plan, _rows(plan, problems, samples, graded))
 
+        advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], self.config.batch.samples,
+                               self.config.algorithm)
         with self.monitor.phase("update"):
-            update = self.update(plan, problems, samples, graded)
+            update = self.update(plan, samples, advantage)
         with self.monitor.phase("sync"):
             self.engine.sync()
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
-        metrics |= step_metrics(problems, samples, graded, update, self.monitor.times())
+        metrics |= step_metrics(problems, samples, graded, advantage, update, self.monitor.times())
         metrics |= {"weights/aliased_bytes": self.engine.weights.aliased_bytes,
                     "weights/moved_bytes": self.engine.weights.moved_bytes}
         return metrics
@@ -132,20 +149,19 @@ class Run:
     def grade(self, problems: list[Problem], mine: list[list[Sample]]) -> tuple[list[Sample], list[Graded]]:
         """Grade this replica's groups, then exchange: all samples with their grades, in the problems' order."""
         share: list[tuple[list[Sample], list[Graded]]] = []
-        if self.engine.leader:
+        if self.leads:
             own = problems[self.replica :: self.replicas]
-            responses = [Response(p, self.tokenizer.text(s.tokens), len(s.tokens), s.truncated)
+            responses = [Response(p, self.tokenizer.text(s.tokens.tolist()), len(s.tokens), s.truncated)
                          for p, group in zip(own, mine, strict=True) for s in group]
             grades = iter(self.graders.grade(responses))
             share = [(group, [next(grades) for _ in group]) for group in mine]
-        shares = [s for leader, s in all_gather((self.engine.leader, share)) if leader]
+        shares = [s for leads, s in all_gather((self.leads, share)) if leads]
         groups = [shares[i % self.replicas][i // self.replicas] for i in range(len(problems))]
         return [s for g, _ in groups for s in g], [x for _, g in groups for x in g]
 
-    def update(self, plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> Update:
+    def update(self, plan: StepPlan, samples: list[Sample], advantage: list[float]) -> Update:
         """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first."""
         c = self.config
-        advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], c.batch.samples, c.algorithm)
         pieces = split(len(samples), c.batch.updates)
         batches = [pack(samples, advantage, piece, sequences=c.batch.micro_batch, rank=self.replica,
                         ranks=self.replicas, multiple=c.parallel.tensor) for piece in pieces]
@@ -159,7 +175,7 @@ class Run:
             part = update_statistics(metrics, micro_batches) if self.reports else Update()
             part = Update.merge(all_gather(part))
             if piece.start == 0:
-                check_canary(part, plan.step, [p.id for p in problems], c.batch.samples, c.rollout.canary)
+                check_canary(part, plan.step, plan.prompt_ids, c.batch.samples, c.rollout.canary)
             else:  # the policy has moved on from the one that sampled
                 part = part.without_comparison()
             part.grad_norm = self.trainer.optimizer_step(lr)
@@ -169,10 +185,7 @@ class Run:
     def behaviour(self, micro_batches: list[MicroBatch]) -> None:
         """Fill in the log-probs that the loss compares with: the sampling policy's, and the reference's for KL."""
         algorithm = self.config.algorithm
-        if self.config.batch.updates > 1 and algorithm.old_logprobs == "rollout":
-            for batch in micro_batches:
-                batch.old_logprobs = batch.rollout_logprobs
-        elif self.config.batch.updates > 1:
+        if self.config.batch.updates > 1 and algorithm.old_logprobs == "trainer":
             for batch, logprobs in zip(micro_batches, self.trainer.logprobs(micro_batches) or [], strict=False):
                 batch.old_logprobs = logprobs
         if algorithm.kl:
@@ -225,7 +238,8 @@ class Run:
         self.checkpoints.save(step, self.trainer, self.curriculum.state_dict() if self.rank == 0 else {})
 
     def close(self) -> None:
-        self.graders.close()
+        if self.leads:
+            self.graders.close()
         self.monitor.close()
 
 
@@ -236,14 +250,34 @@ def export(run: Path, directory: Path) -> None:
     dist.destroy_process_group()
 
 
-def _claim(folder: Path, config: Config) -> None:
-    """Create the run folder and write the resolved configuration, saying what differs from the one there before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file, text = folder / "config.yaml", configuration.dump(config)
+def _claim(folder: Path) -> IO[str]:
+    """Create the run folder and lock it for the life of this process: two launches would undo each other's rows."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as e:
+        raise UserError(f"run = {str(folder)!r}: cannot be used as a run folder: {e.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"run = {str(folder)!r}: another launch is using it; wait, or choose another folder") from None
+    return lock
+
+
+def _record(file: Path, config: Config) -> None:
+    """Write the resolved configuration, saying what differs from the one there before."""
+    text = configuration.dump(config)
     if file.exists() and (old := file.read_text()) != text:
         changed = set(text.splitlines()) - set(old.splitlines())
         log.warning("%s changed since the run began: %s", file, "; ".join(sorted(line.strip() for line in changed)))
-    file.write_text(text)
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
+
+
+def _check_disjoint(train: list[Problem], held_out: list[Problem]) -> None:
+    if common := {p.id for p in train} & {p.id for p in held_out}:
+        raise UserError(f"data.eval: problem {min(common)!r} has the id of one in data.train; ids must differ")
 
 
 def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> list[RolloutRow]:
@@ -257,8 +291,10 @@ def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded
 
 
 def _workers(config: Config) -> int:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return config.reward.workers or max(1, (os.cpu_count() or 1) // local)
+    """Grader processes of one replica: its share of this machine's cores."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    leaders = max(1, ranks // (config.parallel.tensor * config.parallel.pipeline))
+    return config.reward.workers or max(1, len(os.sched_getaffinity(0)) // leaders)
 
 
 def _due(step: int, every: int) -> bool:

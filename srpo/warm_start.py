@@ -10,6 +10,7 @@ import logging
 import math
 import random
 
+import numpy as np
 import torch.distributed as dist
 
 from srpo.batch import Sample, normalizer, pack
@@ -27,7 +28,8 @@ def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer:
     """Train in place for `settings.steps`; which rows a step sees depends on the seed and the step alone."""
     rows = read_problems(settings.data, need_response=True)
     prompts = tokenizer.prompts(rows)
-    samples = [Sample(prompts[r.id], response) for r, response in zip(rows, tokenizer.responses(rows), strict=True)]
+    samples = [Sample(np.asarray(prompts[r.id], np.int32), np.asarray(response, np.int32))
+               for r, response in zip(rows, tokenizer.responses(rows), strict=True)]
     ones = [1.0] * len(samples)
     reports = trainer.is_last_stage and dist.get_rank() % config.parallel.tensor == 0
     for step in range(settings.steps):

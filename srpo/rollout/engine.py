@@ -17,6 +17,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # some modules log before vLLM sets its own
 
+import numpy as np
 import torch
 import torch._dynamo
 from torch import distributed as dist
@@ -35,7 +36,6 @@ class RolloutEngine:
         tensor = config.parallel.tensor * config.parallel.pipeline
         self.replica = dist.get_rank() // tensor
         self.replicas = dist.get_world_size() // tensor
-        self.leader = dist.get_rank() % tensor == 0
         self.stop_ids = stop_ids
         self.max_tokens = config.rollout.max_response_tokens
         self.seed = config.seed
@@ -70,11 +70,18 @@ class RolloutEngine:
             torch.manual_seed(_seed(self.seed, step, f"replica {self.replica} of {self.replicas}"))
         requests = [{"prompt_token_ids": p} for p in prompts]
         outputs = self.llm.generate(requests, params, use_tqdm=False)
-        return [[Sample(list(o.prompt_token_ids), list(c.token_ids), list(c.logprobs.logprobs),
-                        truncated=c.finish_reason == "length") for c in o.outputs] for o in outputs]
+        groups = []
+        for prompt, output in zip(prompts, outputs, strict=True):
+            prompt_tokens = np.asarray(prompt, np.int32)
+            groups.append([Sample(prompt_tokens, np.asarray(c.token_ids, np.int32),
+                                  np.asarray(c.logprobs.logprobs, np.float32), truncated=c.finish_reason == "length")
+                           for c in output.outputs])
+        return groups
 
     def sync(self) -> None:
         """After an update: bring the weights up to date. Nothing moves where they are shared."""
+        if self.on_cuda and not self.weights.aliased:
+            self.llm.wake_up(tags=["weights"])  # vLLM's own copies were unmapped with the KV cache
         self.weights.sync()
 
     def sleep(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +17,13 @@ def samples(count: int, seed: int = 0) -> list[Sample]:
     for _ in range(count):
         prompt = [rng.randrange(50) for _ in range(rng.randint(1, 5))]
         tokens = [rng.randrange(50) for _ in range(rng.randint(1, 9))]
-        made.append(Sample(prompt, tokens, [-rng.random() for _ in tokens]))
+        made.append(sample(prompt, tokens, [-rng.random() for _ in tokens]))
     return made
+
+
+def sample(prompt: list[int], tokens: list[int], logprobs: list[float] | None = None) -> Sample:
+    return Sample(np.array(prompt, np.int32), np.array(tokens, np.int32),
+                  None if logprobs is None else np.array(logprobs, np.float32))
 
 
 def test_rows_predict_the_response():
@@ -25,16 +31,16 @@ def test_rows_predict_the_response():
     made = samples(7)
     (batch,) = pack(made, [float(i) for i in range(7)], range(7), sequences=7, rank=0, ranks=1)
     for place, i in enumerate(batch.sample_index.tolist()):
-        sample, start = made[i], int(batch.cu_seqlens[place])
-        whole = sample.prompt_tokens + sample.tokens
+        one, start = made[i], int(batch.cu_seqlens[place])
+        whole = [*one.prompt_tokens, *one.tokens]
         first, last = batch.cu_rows[place], batch.cu_rows[place + 1]
-        assert batch.targets[first:last].tolist() == sample.tokens
-        ends = range(len(sample.prompt_tokens), len(whole))
+        assert batch.targets[first:last].tolist() == one.tokens.tolist()
+        ends = range(len(one.prompt_tokens), len(whole))
         for row, target in zip(batch.rows[first:last].tolist(), ends, strict=True):
             assert batch.tokens[start : row + 1].tolist() == whole[:target]
-        assert batch.advantages[first:last].tolist() == [float(i)] * len(sample.tokens)
+        assert batch.advantages[first:last].tolist() == [float(i)] * len(one.tokens)
         assert batch.rollout_logprobs is not None
-        assert torch.equal(batch.rollout_logprobs[first:last], torch.tensor(sample.rollout_logprobs))
+        assert torch.equal(batch.rollout_logprobs[first:last], torch.tensor(one.rollout_logprobs))
         assert batch.position_ids[start : int(batch.cu_seqlens[place + 1])].tolist() == list(range(len(whole) - 1))
     assert bool(batch.mask.all())
 
@@ -73,13 +79,13 @@ def test_alignment_is_a_sequence_of_its_own(multiple: int):
 def test_tokens_are_balanced():
     """Dealing by length keeps micro-batches of long and short sequences within the longest sequence of each other."""
     rng = random.Random(3)
-    made = [Sample([1], [1] * max(1, int(rng.lognormvariate(3, 1)))) for _ in range(64)]
+    made = [sample([1], [1] * max(1, int(rng.lognormvariate(3, 1)))) for _ in range(64)]
     sizes = [len(b.tokens) for r in range(4) for b in pack(made, [0.0] * 64, range(64), sequences=4, rank=r, ranks=4)]
     assert max(sizes) - min(sizes) <= max(len(s.tokens) for s in made)
 
 
 def test_normalizer_counts():
-    made = [Sample([1], [1, 2]), Sample([1], [1, 2, 3])]
+    made = [sample([1], [1, 2]), sample([1], [1, 2, 3])]
     assert normalizer(made, [0, 1], "token", 10) == 5
     assert normalizer(made, [0, 1], "sequence", 10) == 2
     assert normalizer(made, [0, 1], "constant", 10) == 20

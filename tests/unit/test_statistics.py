@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from srpo_kernels import linear_policy_loss
@@ -32,7 +33,7 @@ def update(error: float = 0.0, where: int = 3) -> tuple[Update, list[Sample]]:
     """Statistics of a real loss over four samples in three micro-batches; `error` is added to one rollout log-prob."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(64, 8), torch.randn(11, 8)
-    made = [Sample([1, 2], [3, 4, 5 + i]) for i in range(4)]
+    made = [Sample(np.array([1, 2]), np.array([3, 4, 5 + i])) for i in range(4)]
     parts = []
     for batch in pack(made, [1.0, -1.0, 0.5, 0.0], range(4), sequences=2, rank=0, ranks=1):
         args = (hidden[batch.rows], weight, batch.targets, batch.advantages)
@@ -72,14 +73,15 @@ def test_canary_sees_nan():
 
 def test_step_metrics():
     problems = [Problem("m", "math", "?", answer="1"), Problem("c", "code", "?", tests={})]
-    made = [Sample([1], [1] * n, truncated=n == 4) for n in (1, 2, 3, 4)]
+    made = [Sample(np.array([1]), np.ones(n, np.int32), truncated=n == 4) for n in (1, 2, 3, 4)]
     graded = [Graded(c, r, {}, "", failed=False) for c, r in ((1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.1))]
     total, _ = update()
-    got = step_metrics(problems, made, graded, total, TIMES)
+    advantage = [0.0, 0.0, -1.0, 1.0]
+    got = step_metrics(problems, made, graded, advantage, total, TIMES)
     assert got["reward/mean"] == 0.525 and got["reward/math"] == 1.0 and got["reward/code"] == 0.05
     assert got["accuracy/math"] == 1.0 and got["accuracy/code"] == 0.0
     assert (got["length/mean"], got["length/math"], got["length/code"]) == (2.5, 1.5, 3.5)
     assert (got["groups/zero_advantage"], got["groups/all_correct"], got["groups/all_wrong"]) == (0.5, 0.5, 0.5)
     assert got["rollout/tokens_per_s"] == 5.0 and got["train/tokens_per_s"] == 4.0 and got["rollout/truncated"] == 0.25
-    only = step_metrics(problems[:1], made[:2], graded[:2], total, TIMES)
+    only = step_metrics(problems[:1], made[:2], graded[:2], advantage[:2], total, TIMES)
     assert "reward/code" not in only and "accuracy/code" not in only
