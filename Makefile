@@ -2,6 +2,7 @@
 # make train   setup, then the quickstart: two ranks, a few minutes
 # make smollm2 the same with a pretrained model, SmolLM2-135M-Instruct on GSM8K; slower
 # make test    setup, then lint, types and all tests but the slow ones
+# make test-gpu    the tests that need an NVIDIA GPU
 # make test-slow   ten kills of a run, the quickstart on three seeds
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ QUICKSTART := data/quickstart
 # Two ranks, on CPU or on two GPUs; one where there is a single GPU.
 RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
-.PHONY: setup train smollm2 test test-slow lint clean
+.PHONY: setup train smollm2 test test-slow test-gpu lint clean
 
 setup: $(VENV)/built
 
@@ -47,6 +48,9 @@ test: lint
 
 test-slow: $(VENV)/built
 	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/built
+	$(BIN)/pytest -m gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/srpo_kernels/*.so $(QUICKSTART)
