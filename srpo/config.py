@@ -37,7 +37,12 @@ class Model(Section):
 
 
 class Parallel(Section):
-    """Megatron-Core layout. Data parallelism is what is left: world size / (tensor x pipeline)."""
+    """Megatron-Core layout. Data parallelism is what is left: world size / (tensor x pipeline).
+
+    vLLM runs tensor-parallel over tensor x pipeline ranks, which must therefore divide the attention heads, the
+    feed-forward width and the padded vocabulary too, and fit the key-value heads. With one pipeline stage it shares the
+    trainer's weights; with more they are copied after each step.
+    """
 
     tensor: int = Field(1, ge=1)
     """Tensor-parallel size; divides the attention heads, the key-value heads and the feed-forward width."""
@@ -79,9 +84,6 @@ class Rollout(Section):
     """A response that reaches this is truncated; see algorithm.truncated."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; the trainer's log-probs are taken at the same one."""
-    tensor: int | None = Field(None, ge=1)
-    """vLLM's tensor-parallel size; unset: parallel.tensor x parallel.pipeline. Zero-copy when it equals
-    parallel.tensor and parallel.pipeline is 1."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Memory of the KV cache a rank."""
     max_sequences: int = Field(256, ge=1)
@@ -116,10 +118,15 @@ class Algorithm(Section):
     """Responses cut off at the limit: zero advantage (the recipe), a length penalty instead (reward.overlong), or
     treated like any other."""
     old_logprobs: Literal["trainer", "rollout"] = "trainer"
-    """Behaviour policy of the ratio: recomputed by the trainer (skipped with one update a batch), or vLLM's own
-    log-probs corrected by truncated importance sampling."""
-    tis_cap: float | None = Field(None, gt=0)
-    """Cap of the importance weight trainer / rollout. Required with old_logprobs: rollout."""
+    """The policy that the update is measured against. trainer: the clipped ratio to log-probs that the trainer computes
+    before the first of `batch.updates` (skipped with one: the ratio is 1). rollout: none is computed and nothing is
+    clipped; each token's policy gradient is weighted by min(exp(current - rollout), tis_cap) instead, `rollout` being
+    what vLLM reported. That is REINFORCE with truncated importance sampling: with several updates the weight follows
+    the current policy, and clip_low, clip_high and dual_clip have no effect."""
+    tis_cap: float | None = Field(None, ge=1)
+    """Cap of the truncated importance weight, which has no gradient. Required with old_logprobs: rollout, see there.
+    With old_logprobs: trainer, if set, it also weights the clipped loss, by min(exp(old - rollout), tis_cap), `old` being
+    the trainer's log-probs: a correction of what vLLM and the trainer compute differently."""
 
 
 class Optimizer(Section):
@@ -236,7 +243,7 @@ class Eval(Section):
 
 class Checkpoint(Section):
     every: int = Field(20, ge=0)
-    """Steps between checkpoints; 0: only at the end."""
+    """Steps between checkpoints; 0: only the two that there always are, before the first step and after the last."""
     keep: int = Field(2, ge=1)
     """Complete checkpoints kept."""
 
@@ -380,20 +387,11 @@ def check(config: Config, world_size: int) -> None:
     settings that need each other. Reads config.json of the model, nothing else. Raises UserError."""
     hf = hf_config(config.model.path)
     p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
-    heads, layers = hf["num_attention_heads"], hf["num_hidden_layers"]
-    kv_heads = hf.get("num_key_value_heads") or heads
-    width = hf["intermediate_size"]
-    shared = math.gcd(heads, kv_heads, width)
-    for what, size in (("attention heads", heads), ("key-value heads", kv_heads), ("feed-forward width", width)):
-        _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size, shared)
-    _divides("parallel.pipeline", p.pipeline, f"the model's {layers} layers", layers)
     if p.sequence and p.tensor == 1:
         raise UserError("parallel.sequence = True: needs parallel.tensor > 1; set parallel.sequence to false")
+    _check_shape(p, hf)
     model_parallel = p.tensor * p.pipeline
     _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)
-    if r.tensor is not None and r.tensor != model_parallel:
-        raise UserError(f"rollout.tensor = {r.tensor}: must be parallel.tensor x parallel.pipeline = {model_parallel}")
-    _divides("rollout.tensor", model_parallel, f"the model's {heads} attention heads", heads)
     replicas = world_size // model_parallel
     if b.prompts % replicas:
         raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
@@ -425,6 +423,25 @@ def check(config: Config, world_size: int) -> None:
     _check_stages(config.stages)
 
 
+def _check_shape(p: Parallel, hf: dict[str, Any]) -> None:
+    """Megatron-Core splits the model over parallel.tensor, vLLM over parallel.tensor x parallel.pipeline: its
+    key-value heads may then be fewer than its ranks, which hold copies. Both pad the vocabulary to a multiple of 64."""
+    heads, width, layers = hf["num_attention_heads"], hf["intermediate_size"], hf["num_hidden_layers"]
+    kv_heads = hf.get("num_key_value_heads") or heads
+    vocabulary = -(-(hf.get("vocab_size") or 0) // 64) * 64
+    split = {"attention heads": heads, "feed-forward width": width, "padded vocabulary entries": vocabulary}
+    shared = math.gcd(kv_heads, *split.values())
+    for what, size in {"key-value heads": kv_heads, **split}.items():
+        _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size, shared)
+    _divides("parallel.pipeline", p.pipeline, f"the model's {layers} layers", layers)
+    key, ranks = "parallel.tensor x parallel.pipeline (vLLM's tensor-parallel size)", p.tensor * p.pipeline
+    for what, size in split.items():
+        _divides(key, ranks, f"the model's {size} {what}", size, math.gcd(*split.values()))
+    if kv_heads % ranks and ranks % kv_heads:
+        raise UserError(f"{key} = {ranks}: neither divides the model's {kv_heads} key-value heads nor is a multiple of "
+                        "them; change parallel.tensor or parallel.pipeline")
+
+
 def _check_stages(stages: list[Stage]) -> None:
     names = [stage.name for stage in stages]
     for i, stage in enumerate(stages):
@@ -443,18 +460,25 @@ def hf_config(model: str) -> dict[str, Any]:
     """config.json of a Hugging Face directory. Raises UserError when it is missing, malformed, or not supported."""
     file = Path(model) / "config.json"
     try:
-        hf = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory") from None
+        hf = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory (a relative "
+                        "path is taken from the directory that srpo is started in)") from None
+    except OSError as e:
+        raise UserError(f"model.path = {model!r}: {file} cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file}: not valid UTF-8: {e.reason} at byte {e.start + 1}") from None
     except json.JSONDecodeError as e:
         raise UserError(f"{file}: not valid JSON: {e}") from None
     if not isinstance(hf, dict):
         raise UserError(f"{file}: expected an object, found {type(hf).__name__}")
     if hf.get("model_type") not in ("llama", "qwen2", "qwen3"):
         raise UserError(f"{file}: model_type = {hf.get('model_type')!r} is not supported; llama, qwen2 and qwen3 are")
-    for key in ("num_attention_heads", "num_hidden_layers", "intermediate_size"):
-        if not isinstance(hf.get(key), int):
-            raise UserError(f"{file}: {key} = {hf.get(key)!r}: must be an integer")
+    needed = ("num_attention_heads", "num_hidden_layers", "intermediate_size")
+    optional = ("num_key_value_heads", "vocab_size", "max_position_embeddings")
+    for key in (*needed, *(k for k in optional if hf.get(k) is not None)):
+        if not isinstance(hf.get(key), int) or hf[key] < 1:
+            raise UserError(f"{file}: {key} = {hf.get(key)!r}: must be a positive integer")
     return hf
 
 

@@ -12,7 +12,7 @@ from srpo.errors import UserError
 
 HF = {
     "model_type": "qwen2", "num_attention_heads": 12, "num_key_value_heads": 4, "num_hidden_layers": 6,
-    "intermediate_size": 64, "max_position_embeddings": 2048,
+    "intermediate_size": 64, "max_position_embeddings": 2048, "vocab_size": 1000,
 }
 
 
@@ -117,6 +117,7 @@ def test_bad_yaml(write, text, expected):
     ("batch.prompts=many", "batch.prompts = 'many': input should be a valid integer"),
     ("batch.prompts=8.0", "batch.prompts = 8.0: input should be a valid integer"),
     ("batch.prompts=0", "batch.prompts = 0: input should be greater than or equal to 1"),
+    ("algorithm.tis_cap=0.5", "algorithm.tis_cap = 0.5: input should be greater than or equal to 1"),
     ("batch.samples=1", "batch.samples = 1: input should be greater than or equal to 2"),
     ("optimizer.lr='1e-6'", "optimizer.lr = '1e-6': input should be a valid number"),
     ("optimizer.lr=.inf", "optimizer.lr = inf: input should be a finite number"),
@@ -147,14 +148,17 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
 
 
 @pytest.mark.parametrize(("overrides", "ranks", "expected"), [
-    (["parallel.tensor=5"], 5, "parallel.tensor = 5: does not divide the model's 12 attention heads; nearest: 4"),
+    (["parallel.tensor=5"], 5, "parallel.tensor = 5: does not divide the model's 4 key-value heads; nearest: 4"),
     (["parallel.tensor=6"], 6, "parallel.tensor = 6: does not divide the model's 4 key-value heads; nearest: 4"),
     (["parallel.tensor=3"], 3, "parallel.tensor = 3: does not divide the model's 4 key-value heads; nearest: 2"),
     (["parallel.pipeline=4"], 4, "parallel.pipeline = 4: does not divide the model's 6 layers; nearest: 3"),
     (["parallel.sequence=true"], 1, "parallel.sequence = True: needs parallel.tensor > 1"),
     (["parallel.tensor=2"], 3, "tensor x parallel.pipeline = 2: does not divide the launch's 3 ranks; nearest: 1"),
-    (["parallel.tensor=2", "rollout.tensor=1"], 2, "rollout.tensor = 1: must be parallel.tensor x parallel.pipeline"),
-    (["parallel.tensor=4", "parallel.pipeline=2"], 8, "rollout.tensor = 8: does not divide the model's 12 attention"),
+    (["parallel.tensor=4", "parallel.pipeline=2"], 8, "(vLLM's tensor-parallel size) = 8: does not divide the model's "
+     "12 attention heads; nearest: 4"),
+    (["parallel.tensor=2", "parallel.pipeline=3"], 6, "(vLLM's tensor-parallel size) = 6: does not divide the model's "
+     "64 feed-forward width; nearest: 4"),
+    (["parallel.tensor=2", "rollout.tensor=2"], 2, "rollout.tensor: unknown key"),
     (["batch.prompts=9"], 4, "batch.prompts = 9: must divide over 4 data-parallel replicas; nearest: 8"),
     (["batch.updates=3"], 1, "batch.updates = 3: does not divide the 32 responses of a replica"),
     (["batch.updates=3"], 1, "nearest: 2"),
@@ -181,9 +185,10 @@ def test_stage_names_are_unique(tree, write):
 
 @pytest.mark.parametrize(("overrides", "ranks"), [
     (["parallel.tensor=4"], 8),
-    (["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=3"], 6),
+    (["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"], 4),
     (["batch.updates=2", "batch.micro_batch=1"], 8),
-    (["algorithm.old_logprobs=rollout", "algorithm.tis_cap=2"], 2),
+    (["algorithm.old_logprobs=rollout", "algorithm.tis_cap=2", "batch.updates=2"], 2),
+    (["algorithm.tis_cap=1"], 1),
     (["algorithm.truncated=shape", "reward.overlong.start=200"], 1),
 ])
 def test_possible_combination(tree, write, overrides, ranks):
@@ -195,11 +200,39 @@ def test_possible_combination(tree, write, overrides, ranks):
     ("{", "config.json: not valid JSON"),
     ("[]", "config.json: expected an object, found list"),
     (json.dumps(HF | {"model_type": "mamba"}), "model_type = 'mamba' is not supported; llama, qwen2 and qwen3 are"),
-    (json.dumps(HF | {"num_hidden_layers": None}), "num_hidden_layers = None: must be an integer"),
+    (json.dumps(HF | {"num_hidden_layers": None}), "num_hidden_layers = None: must be a positive integer"),
+    (json.dumps(HF | {"num_key_value_heads": "4"}), "num_key_value_heads = '4': must be a positive integer"),
+    (b'{"a": "\xff"}', "config.json: not valid UTF-8: invalid start byte at byte 8"),
 ])
 def test_bad_model(tree, write, tmp_path, text, expected):
-    (tmp_path / "config.json").unlink() if text is None else (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").unlink()
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert expected in message(write, tree, [], 1)
+
+
+def test_model_path_that_is_a_file_or_relative_to_elsewhere(tree, write, tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    for path in (str(tmp_path / "model.safetensors"), "elsewhere/model"):
+        text = message(write, tree, [f"model.path={path}"], 1)
+        assert text.startswith(f"model.path = {path!r}: {path}/config.json does not exist; give a Hugging Face model")
+        assert text.endswith("(a relative path is taken from the directory that srpo is started in)")
+
+
+@pytest.mark.parametrize(("shape", "tensor", "pipeline", "expected"), [
+    ({"num_key_value_heads": 2}, 2, 2, None),                 # vLLM copies two heads to four ranks
+    ({"num_attention_heads": 24, "num_key_value_heads": 6, "num_hidden_layers": 4}, 2, 2,
+     "= 4: neither divides the model's 6 key-value heads nor is a multiple of them"),
+    ({"num_attention_heads": 12, "num_key_value_heads": 6, "intermediate_size": 66}, 3, 1,
+     "parallel.tensor = 3: does not divide the model's 1024 padded vocabulary entries; nearest: 2"),
+])
+def test_layout_against_the_model(tree, write, tmp_path, shape, tensor, pipeline, expected):
+    (tmp_path / "config.json").write_text(json.dumps(HF | shape))
+    overrides = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}"]
+    if expected is None:
+        config.check(config.load(write(tree), overrides), tensor * pipeline)
+    else:
+        assert expected in message(write, tree, overrides, tensor * pipeline)
 
 
 def test_examples_of_the_readme(tmp_path):
