@@ -60,7 +60,9 @@ def command(argv: list[str] | None = None) -> int:
         if _rank() == 0:
             print("srpo: interrupted", file=sys.stderr)
         return 130
-    except Exception:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException:  # torch's CheckpointException is no Exception
         _report_defect()
         return 1
 

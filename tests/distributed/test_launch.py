@@ -98,6 +98,15 @@ raise ZeroDivisionError("a defect") if rank == 1 else wait_for_ever()
     assert "srpo: rank 1 failed:" in out and "ZeroDivisionError: a defect" in out
 
 
+def test_defect_that_is_no_exception_is_reported_too(start):
+    code, out = end(start("""
+from torch.distributed.checkpoint.api import CheckpointException
+raise CheckpointException("torn", {})
+""", ranks=1))
+    assert code == 1
+    assert "srpo: rank 0 failed:" in out and "CheckpointException" in out and "torn" in out
+
+
 def test_interrupt_is_code_130(start):
     process = start("print('started', flush=True)\nwait_for_ever()", ranks=1)
     assert process.stdout.readline() == "started\n"
