@@ -2,12 +2,16 @@
 
 flash-attn (4, 3 or 2) on CUDA in bfloat16, else torch's own variable-length attention; one scaled dot product a
 sequence in float32 and on the CPU, where no variable-length kernel exists.
+
+The backward pass is deterministic where the kernel offers it: flash-attn 2 and 3, flash-attn 4 on compute capability
+10. torch's variable-length attention follows torch.use_deterministic_algorithms, which we leave alone.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
-FLASH = (  # module, package's name, compute capabilities (major) that it has kernels for
-    ("flash_attn.cute", "flash-attn 4", (9, 10, 11)),
-    ("flash_attn_interface", "flash-attn 3", (9,)),
-    ("flash_attn", "flash-attn 2", (8, 9, 10, 11, 12)),
+FLASH = (  # module, package's name, compute capabilities (major) that it has kernels for, and deterministic ones
+    ("flash_attn.cute", "flash-attn 4", (9, 10, 11), (10,)),
+    ("flash_attn_interface", "flash-attn 3", (9,), (9,)),
+    ("flash_attn", "flash-attn 2", (8, 9, 10, 11, 12), (8, 9, 10, 11, 12)),
 )
 
 
@@ -52,7 +56,7 @@ def _choose(device: str, dtype: torch.dtype) -> tuple[Attention, str]:
         return per_sequence, f"scaled_dot_product_attention by sequence: no variable-length kernel computes in {dtype}"
     major = torch.cuda.get_device_capability()[0]
     missing = []
-    for module, name, capabilities in FLASH:
+    for module, name, capabilities, deterministic in FLASH:
         if major not in capabilities:
             missing.append(f"{name} has no kernels for compute capability {major}.x")
             continue
@@ -61,6 +65,8 @@ def _choose(device: str, dtype: torch.dtype) -> tuple[Attention, str]:
         except (ImportError, AttributeError) as e:
             missing.append(f"{name} does not import ({e})")
             continue
+        if major in deterministic and "deterministic" in inspect.signature(function).parameters:
+            function = functools.partial(function, deterministic=True)
         return functools.partial(_flash, function), "; ".join([name, *missing])
     return _torch_varlen, "; ".join(["torch.nn.attention.varlen", *missing])
 
