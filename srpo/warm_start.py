@@ -1,7 +1,8 @@
 """Supervised steps on worked solutions before reinforcement learning: a cold start.
 
 Not part of SRPO, which starts from a base model that already solves some problems. The loss is the policy loss with
-every advantage 1 and ratio 1, whose gradient is that of the negative log-likelihood.
+every advantage 1 and ratio 1, whose gradient is that of the negative log-likelihood. The settings of the run's own loss
+(`algorithm`, rollout.temperature) take no part.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 
 import numpy as np
 import torch.distributed as dist
+from srpo_kernels import PolicyLossConfig
 
 from srpo.batch import Sample, normalizer, pack
 from srpo.comm import all_gather
@@ -38,7 +40,7 @@ def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer:
         total = normalizer(samples, chosen, "token", 1)
         batches = pack(samples, ones, chosen, sequences=sequences, rank=rank, ranks=ranks,
                        multiple=config.parallel.tensor)
-        metrics = trainer.forward_backward(batches, total)
+        metrics = trainer.forward_backward(batches, total, PolicyLossConfig())
         trainer.optimizer_step(_learning_rate(settings, step))
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:
             mine = sum(float((m.logprobs * b.mask).sum()) for m, b in zip(metrics, batches, strict=False))

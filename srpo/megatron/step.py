@@ -27,6 +27,7 @@ from srpo_kernels import PolicyLossConfig, PolicyLossMetrics, linear_policy_loss
 
 from srpo.batch import MicroBatch
 from srpo.config import Config
+from srpo.errors import UserError
 from srpo.megatron import attention
 from srpo.megatron.convert import Shards
 from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
@@ -40,7 +41,7 @@ def init_distributed(tensor: int, pipeline: int) -> None:
     """Join the process group (NCCL on CUDA, gloo on CPU) and form Megatron's groups.
 
     Rank order is tensor, pipeline, data: the ranks of one model replica are adjacent, replica = rank // (tensor x
-    pipeline). Without torchrun this process becomes a group of one.
+    pipeline). Without torchrun this process becomes a group of one. Raises UserError with fewer GPUs than ranks.
     """
     if "RANK" not in os.environ:
         with socket.socket() as s:
@@ -48,7 +49,7 @@ def init_distributed(tensor: int, pipeline: int) -> None:
             port = s.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(_local_device())
     else:
         from srpo.megatron import cpu
 
@@ -56,6 +57,18 @@ def init_distributed(tensor: int, pipeline: int) -> None:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     mpu.initialize_model_parallel(tensor, pipeline, order="tp-cp-ep-pp-dp", create_gloo_process_groups=False)
+
+
+def _local_device() -> int:
+    """This rank's GPU; every rank of a machine finds out that there are too few."""
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    ranks = max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if ranks > count:
+        raise UserError(
+            f"{ranks} ranks were started on this machine, and a rank needs a GPU of its own: there are {count}; "
+            f"start them with --nproc-per-node {count}"
+        )
+    return local
 
 
 class Trainer:
@@ -72,7 +85,7 @@ class Trainer:
         self.device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
         self.is_last_stage = mpu.is_pipeline_last_stage()
         self.tp_group = mpu.get_tensor_model_parallel_group() if config.parallel.tensor > 1 else None
-        logger.info("attention: %s", attention.backend(self.device.type, self.dtype)[1])
+        attention.backend(self.device.type, self.dtype)  # choose, and log the choice, before the work begins
 
         self.megatron = transformer_config(self.hf, config.parallel, self.dtype)
         model_parallel_cuda_manual_seed(config.seed)
@@ -174,11 +187,14 @@ class Trainer:
             out = self.run(micro_batches, head, forward_only=True)
         return out if self.is_last_stage else None
 
-    def forward_backward(self, micro_batches: Sequence[MicroBatch], normalizer: float) -> list[PolicyLossMetrics]:
+    def forward_backward(
+        self, micro_batches: Sequence[MicroBatch], normalizer: float, loss: PolicyLossConfig | None = None
+    ) -> list[PolicyLossMetrics]:
         """Gradients of the policy loss over all micro-batches of all data-parallel ranks, replacing earlier ones.
 
-        `normalizer` is the loss's denominator over the whole mini-batch on all ranks (batch.normalizer). Every rank
-        passes equally many micro-batches. Returns one PolicyLossMetrics a micro-batch on the last stage, else [].
+        `normalizer` is the loss's denominator over the whole mini-batch on all ranks (batch.normalizer); `loss` the
+        variant, by default the run's. Every rank passes equally many micro-batches. Returns one PolicyLossMetrics a
+        micro-batch on the last stage, else [].
         """
 
         def head(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, PolicyLossMetrics]:
@@ -192,7 +208,7 @@ class Trainer:
                 rollout_logprobs=batch.rollout_logprobs,
                 mask=batch.mask,
                 cu_seqlens=batch.cu_rows,
-                config=self._loss,
+                config=loss or self._loss,
                 normalizer=normalizer,
                 group=self.tp_group,
                 vocab_size=self.hf.vocab_size,
@@ -238,15 +254,25 @@ class Trainer:
     def optimizer_step(self, lr: float) -> float:
         """Clip the gradient, update at learning rate `lr`, and return the norm before clipping.
 
-        Raises FloatingPointError, before any weight changes, when the norm is not finite.
+        Raises UserError, before any weight changes, when the norm is not finite.
         """
         self._set_hyperparameters(lr)
-        self.optimizer.prepare_grads()
-        norm = float(self.optimizer.get_grad_norm())
+        (optimizer,) = self.optimizer.chained_optimizers
+        optimizer.prepare_grads()
+        norm = float(optimizer.clip_grad_norm(self.config.optimizer.clip_grad))
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}; nothing was updated")
-        self.optimizer.step()
+            raise UserError(
+                f"the gradient's norm is {norm}, nothing was updated; lower the learning rate (optimizer.lr, "
+                "warm_start.lr), or raise optimizer.warmup, and go on from the last checkpoint"
+            )
+        optimizer.step_with_ready_grads()
         return norm
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments and the step count, as in a new Trainer: the next step is the optimizer's first."""
+        self.optimizer.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group.pop("step", None)  # Transformer Engine's and apex's Adam count here
 
     def _set_hyperparameters(self, lr: float) -> None:
         """At every step: a loaded checkpoint brings its own, and Megatron applies wd_mult only in its own scheduler."""
