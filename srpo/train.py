@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -257,11 +258,16 @@ def _claim(folder: Path) -> IO[str]:
         lock = (folder / ".lock").open("w")
     except OSError as e:
         raise UserError(f"run = {str(folder)!r}: cannot be used as a run folder: {e.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"run = {str(folder)!r}: another launch is using it; wait, or choose another folder") from None
-    return lock
+    deadline = time.monotonic() + 10  # what a killed launch leaves (a checkpoint's writer) takes a moment to die
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"run = {str(folder)!r}: another launch is using it; wait for it, or choose another "
+                                "folder") from None
+            time.sleep(0.1)
 
 
 def _record(file: Path, config: Config) -> None:
