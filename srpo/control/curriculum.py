@@ -37,14 +37,15 @@ class StepPlan:
 class Curriculum:
     """`problems` maps a prompt's id to its domain, in the data's order.
 
-    Raises UserError when a stage has no problem in the data or two stages share a name. A new object begins a run;
-    to resume (or to begin over an old ledger) call `load_state_dict`.
+    Raises UserError when a stage has no problem in the data. A new object begins a run; to resume (or to begin over an
+    old ledger) call `load_state_dict`.
     """
 
     def __init__(self, problems: Mapping[str, str], stages: Sequence[Stage], resample: Resample, prompts_per_step: int,
                  seed: int, ledger: Ledger):
         _check(problems, stages)
         self._problems, self._stages, self._prompts_per_step = problems, stages, prompts_per_step
+        self._resample = resample
         self._seed, self._ledger = seed, ledger
         self._resampling = HistoryResampling(resample, ledger)
         self._step = self._epoch = self._stage = self._cursor = 0
@@ -84,25 +85,32 @@ class Curriculum:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is; JSON-able and small, the rest being derived from the ledger."""
-        return {"step": self._step, "epoch": self._epoch, "stage": self._stage, "open": self._order is not None,
-                "cursor": self._cursor, "data": self._fingerprint(), "ledger": self._ledger.position()}
+        begun = [[stage.name, sorted(stage.domains)] for stage in self._stages[:self._stage + 1]]
+        return {"step": self._step, "epoch": self._epoch, "stages": begun, "over": self._stage == len(self._stages),
+                "open": self._order is not None, "cursor": self._cursor, "resample": self._resample.model_dump(),
+                "data": self._fingerprint(), "ledger": self._ledger.position()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Go back to a saved state, rolling the ledger back to it; None: to the beginning of the run.
 
-        Raises UserError when the data or the seed are not those that the state was saved with.
+        How long stages are, and which ones follow those that have begun, may have changed since: a finished run goes on
+        with its last stage if that is longer now and has prompts left. Raises UserError naming what may not have
+        changed: the data, the seed, resampling, the stages that have begun.
         """
-        state = state or {"step": 0, "epoch": 0, "stage": 0, "open": False, "cursor": 0, "data": self._fingerprint(),
-                          "ledger": START}
-        if state["data"] != self._fingerprint():
-            raise UserError("data.train or seed differ from those that this run began with; restore them, or choose "
-                            "another run folder")
+        if state:
+            self._check_unchanged(state)
+        else:
+            state = {"step": 0, "epoch": 0, "stages": [], "over": False, "open": False, "cursor": 0, "ledger": START}
         self._ledger.rollback(state["ledger"])
-        self._step, self._epoch, self._stage, self._cursor = (state[k] for k in ("step", "epoch", "stage", "cursor"))
+        self._step, self._epoch, self._cursor = state["step"], state["epoch"], state["cursor"]
+        self._stage = max(len(state["stages"]) - 1, 0)
         self._resampling.restore(self._epoch - state["open"])
         self._order = self._shuffled(self._epoch) if state["open"] else None
         self._begin_stage()
-        self._reopen()
+        if state["over"] and (ended(self._stages[self._stage], self._rewards, self._epochs_closed)
+                              or not self._shuffled(self._epoch + 1)):
+            self._stage += 1
+            self._begin_stage()
 
     # -- transitions ------------------------------------------------------------------------------------------------
 
@@ -139,17 +147,25 @@ class Curriculum:
         self._rewards = self._ledger.step_rewards(name)
         self._epochs_closed = self._ledger.epochs_closed(name)
 
-    def _reopen(self) -> None:
-        """Go on with the last stage of a finished run if it has been made longer since, and has prompts left."""
-        if self._stage < len(self._stages):
-            return
-        self._stage = len(self._stages) - 1
-        self._begin_stage()
-        if ended(self._stages[-1], self._rewards, self._epochs_closed) or not self._shuffled(self._epoch + 1):
-            self._stage += 1
-            self._begin_stage()
-
     # -- helpers ----------------------------------------------------------------------------------------------------
+
+    def _check_unchanged(self, state: dict[str, Any]) -> None:
+        way_out = "restore it, or choose another run folder"
+        if state["data"] != self._fingerprint():
+            raise UserError(f"data.train or seed: not what this run began with; {way_out}")
+        for key, began in state["resample"].items():
+            if (now := getattr(self._resample, key)) != began:
+                raise UserError(f"resample.{key} = {now}: this run began with {began}; {way_out}")
+        for i, (name, domains) in enumerate(state["stages"]):
+            if i == len(self._stages):
+                raise UserError(f"stages: stage {name!r}, which this run has begun, is missing; {way_out}")
+            stage = self._stages[i]
+            if stage.name != name:
+                raise UserError(f"stages.{i}.name = {stage.name!r}: this run has begun {name!r} there; {way_out}. Only "
+                                "stages that have not begun can be added or changed")
+            if sorted(stage.domains) != domains:
+                raise UserError(f"stages.{i}.domains = {stage.domains}: this run began stage {name!r} with {domains}; "
+                                f"{way_out}")
 
     def _shuffled(self, epoch: int) -> list[str]:
         domains = self._stages[self._stage].domains
@@ -169,11 +185,8 @@ class Curriculum:
 
 
 def _check(problems: Mapping[str, str], stages: Sequence[Stage]) -> None:
-    names = [s.name for s in stages]
     have = set(problems.values())
     for i, stage in enumerate(stages):
-        if stage.name in names[:i]:
-            raise UserError(f"stages.{i}.name = {stage.name!r}: used before; the ledger needs distinct names")
         if not have & set(stage.domains):
             raise UserError(f"stages.{i}.domains = {stage.domains} (stage {stage.name!r}): data.train has no such "
                             f"problem, only {', '.join(sorted(have)) or 'none'}")

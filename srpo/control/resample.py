@@ -1,8 +1,9 @@
 """History resampling: after every epoch, prompts that the policy has mastered leave the data set.
 
-From the SRPO report: prompts whose rollouts were all correct teach nothing (their group's advantages are zero) and
-are dropped; mixed and all-wrong ones stay. `drop_at` below 1 is ScaleRL's rule; a stay-away of some epochs instead of
-for good is ours. "Correct" is a rollout's accuracy, never its reward, which also holds format and length terms.
+From the SRPO report: prompts whose rollouts were all correct have no more to teach about being right and are dropped;
+mixed and all-wrong ones stay. `drop_at` below 1 is ScaleRL's rule; a stay-away of some epochs instead of for good is
+ours. "Correct" is a rollout's accuracy, never its reward, which also holds format and length terms: a dropped group's
+advantages need not have been zero.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from srpo.control.ledger import Ledger
 
 
 class HistoryResampling:
-    """Who takes part in an epoch. Keeps nothing that the ledger's closed epochs do not determine."""
+    """Who takes part in an epoch. The settings and the ledger's closed epochs determine all that it keeps."""
 
     def __init__(self, config: Resample, ledger: Ledger):
         self._config, self._ledger = config, ledger
