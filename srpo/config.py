@@ -125,8 +125,8 @@ class Algorithm(Section):
     the current policy, and clip_low, clip_high and dual_clip have no effect."""
     tis_cap: float | None = Field(None, ge=1)
     """Cap of the truncated importance weight, which has no gradient. Required with old_logprobs: rollout, see there.
-    With old_logprobs: trainer, if set, it also weights the clipped loss, by min(exp(old - rollout), tis_cap), `old` being
-    the trainer's log-probs: a correction of what vLLM and the trainer compute differently."""
+    With old_logprobs: trainer, if set, it also weights the clipped loss, by min(exp(old - rollout), tis_cap): `old` are
+    the trainer's log-probs, and the weight corrects what vLLM and the trainer compute differently."""
 
 
 class Optimizer(Section):
@@ -462,8 +462,8 @@ def hf_config(model: str) -> dict[str, Any]:
     try:
         hf = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory (a relative "
-                        "path is taken from the directory that srpo is started in)") from None
+        raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory (a "
+                        "relative path is taken from the directory that srpo is started in)") from None
     except OSError as e:
         raise UserError(f"model.path = {model!r}: {file} cannot be read: {e.strerror}") from None
     except UnicodeDecodeError as e:

@@ -27,14 +27,22 @@ class Tokenizer:
 
         self.template = config.data.template
         self.limit = config.data.max_prompt_tokens
+        folder = Path(config.model.path)
+        # Without these, transformers builds a tokenizer of one token rather than complain.
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            raise UserError(f"model.path = {config.model.path!r}: there is no tokenizer.json or tokenizer.model in it; "
+                            "copy the model's tokenizer files there")
         self._hf = AutoTokenizer.from_pretrained(config.model.path)
-        self.stop_ids = _stop_ids(Path(config.model.path), self._hf.eos_token_id)
+        eos = self._hf.eos_token_id
+        self.stop_ids = _stop_ids(folder, eos)
+        self._end = self.stop_ids[0] if eos is None else eos
         if self.template == "chat" and not self._hf.chat_template:
             raise UserError(f"data.template = 'chat': the tokenizer in {config.model.path} has no chat template; "
                             "use 'srpo'")
 
     def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
-        """Token ids of each problem's prompt, by id. Raises UserError when one exceeds data.max_prompt_tokens."""
+        """Token ids of each problem's prompt, by id. Raises UserError when one is empty or exceeds
+        data.max_prompt_tokens."""
         if self.template == "chat":
             chats = [[{"role": "user", "content": p.prompt}] for p in problems]
             texts = self._hf.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
@@ -45,15 +53,19 @@ class Tokenizer:
         # A chat template writes its own special tokens.
         ids = self._hf(texts, add_special_tokens=self.template != "chat")["input_ids"] if texts else []
         for problem, tokens in zip(problems, ids, strict=True):
+            if not tokens:
+                raise UserError(f"problem {problem.id!r}: the tokenizer makes no token of its prompt "
+                                f"{problem.prompt[:40]!r}; drop the problem, or check the model's tokenizer files")
             if len(tokens) > self.limit:
                 raise UserError(f"problem {problem.id!r}: prompt has {len(tokens)} tokens, data.max_prompt_tokens is "
                                 f"{self.limit}; raise it or drop the problem")
         return {p.id: tokens for p, tokens in zip(problems, ids, strict=True)}
 
     def responses(self, problems: Sequence[Problem]) -> list[list[int]]:
-        """Token ids of each worked solution, closed by the end-of-sequence token."""
+        """Token ids of each worked solution, closed by the end-of-sequence token (by a stop token of
+        generation_config.json where the tokenizer has none)."""
         ids = self._hf([p.response for p in problems], add_special_tokens=False)["input_ids"]
-        return [[*tokens, self._hf.eos_token_id] for tokens in ids]
+        return [[*tokens, self._end] for tokens in ids]
 
     def text(self, tokens: list[int]) -> str:
         """A response's text, the closing stop token left out."""
@@ -66,8 +78,17 @@ def _stop_ids(folder: Path, eos: int | None) -> list[int]:
     """The tokenizer's end of sequence and all that generation_config.json names."""
     ids = set() if eos is None else {eos}
     if (file := folder / "generation_config.json").exists():
-        named = json.loads(file.read_text()).get("eos_token_id") or []
-        ids |= set(named if isinstance(named, list) else [named])
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise UserError(f"{file}: not valid JSON: {e}") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"{file}: expected an object, found {type(settings).__name__}")
+        named = settings.get("eos_token_id")
+        named = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(type(i) is int for i in named):
+            raise UserError(f"{file}: eos_token_id = {settings['eos_token_id']!r}: must be a token id or a list of them")
+        ids |= set(named)
     if not ids:
         raise UserError(f"{folder}: neither the tokenizer nor generation_config.json names an end-of-sequence token")
     return sorted(ids)

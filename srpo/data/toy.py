@@ -46,7 +46,7 @@ def write(folder: Path, seed: int) -> None:
             problem = rng.choice(problems[HELD_OUT:])
             row = {"id": f"{domain}-worked-{i}", "domain": domain, "prompt": problem["prompt"]}
             worked.append({**row, "response": solve(problem, rng)})
-    for name, rows in (("train", train), ("eval", held_out), ("worked", worked)):
+    for name, rows in (("eval", held_out), ("worked", worked), ("train", train)):  # train last: make looks for it
         keep = ("id", "domain", "prompt", "answer", "tests", "response")
         lines = (json.dumps({k: r[k] for k in keep if k in r}) for r in rows)
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")

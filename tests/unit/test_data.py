@@ -79,12 +79,48 @@ def test_a_long_prompt_is_named(world: Path):
         tokenizer.prompts([Problem("p", "math", "1234", answer="1")])
 
 
-def test_no_end_of_sequence(world: Path, tmp_path: Path):
+def test_an_empty_prompt_is_named(world: Path):
+    with pytest.raises(UserError, match="problem 'p': the tokenizer makes no token of its prompt ''"):
+        Tokenizer(settings(world, template="plain")).prompts([Problem("p", "math", "", answer="1")])
+
+
+@pytest.fixture
+def model(world: Path, tmp_path: Path) -> Path:
+    """A model folder whose tokenizer has no end-of-sequence token, without weights."""
     model = tmp_path / "model"
     model.mkdir()
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (model / file).write_bytes((world / "model" / file).read_bytes())
     described = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps({**described, "eos_token": None}))
+    return model
+
+
+def test_no_end_of_sequence(model: Path):
     with pytest.raises(UserError, match="names an end-of-sequence token"):
-        Tokenizer(settings(tmp_path))
+        Tokenizer(settings(model.parent))
+
+
+def test_worked_solutions_end_with_a_stop_token_where_the_tokenizer_has_no_end(model: Path):
+    (model / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    tokenizer = Tokenizer(settings(model.parent))
+    ids, = tokenizer.responses([Problem("p", "math", "1+1", response="2")])
+    assert tokenizer.stop_ids == [7, 9] and ids[-1] == 7 and tokenizer.text(ids) == "2"
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (b"{", r"generation_config\.json: not valid JSON: "),
+    (b'"\xff"', r"generation_config\.json: not valid JSON: .*invalid start byte"),
+    (b"[]", r"generation_config\.json: expected an object, found list"),
+    (b'{"eos_token_id": "<eos>"}', r"generation_config\.json: eos_token_id = '<eos>': must be a token id or a list"),
+])
+def test_bad_generation_config(model: Path, text: bytes, expected: str):
+    (model / "generation_config.json").write_bytes(text)
+    with pytest.raises(UserError, match=expected):
+        Tokenizer(settings(model.parent))
+
+
+def test_a_model_without_tokenizer_files(model: Path):
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"model\.path = '.*model': there is no tokenizer\.json or tokenizer\.model in it"):
+        Tokenizer(settings(model.parent))
