@@ -87,7 +87,7 @@ def _stop_ids(folder: Path, eos: int | None) -> list[int]:
         named = settings.get("eos_token_id")
         named = named if isinstance(named, list) else [] if named is None else [named]
         if not all(type(i) is int for i in named):
-            raise UserError(f"{file}: eos_token_id = {settings['eos_token_id']!r}: must be a token id or a list of them")
+            raise UserError(f"{file}: eos_token_id = {settings['eos_token_id']!r}: must be a token id or a list")
         ids |= set(named)
     if not ids:
         raise UserError(f"{folder}: neither the tokenizer nor generation_config.json names an end-of-sequence token")

@@ -7,15 +7,16 @@ a function that failed on every response of a call is a mistake in the function 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from srpo import sandbox
 from srpo.config import Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
+from srpo.rewards import math
 from srpo.rewards.pool import Lost, Pool
 
 log = logging.getLogger(__name__)
@@ -42,15 +43,31 @@ class Graded:
     failed: bool
 
 
-class Graders:
-    """Grades responses in `workers` processes; 0: this rank's share of the cores.
+def check_problems(problems: Iterable[Problem]) -> None:
+    """Refuse problems that no response could be graded against, before a run spends hours to reach them: tests of an
+    unknown kind, without cases or with code that does not parse, answers that are empty or cannot be read.
 
-    Raises UserError when a custom function cannot be imported.
+    Seconds for 100,000 problems. Raises UserError naming the problem.
     """
+    for problem in problems:
+        try:
+            if problem.domain == "math":
+                math.check(problem.answer or "")
+            else:
+                sandbox.check(problem.tests or {})
+        except UserError as e:
+            raise _unusable(problem, e) from None
 
-    def __init__(self, reward: Reward, max_response_tokens: int, workers: int = 0):
+
+def _unusable(problem: Problem, why: object) -> UserError:
+    return UserError(f"problem {problem.id!r}: {why}; correct or drop it")
+
+
+class Graders:
+    """Grades responses in `workers` processes. Raises UserError when a custom function cannot be imported."""
+
+    def __init__(self, reward: Reward, max_response_tokens: int, workers: int):
         self._custom = [c.function for c in reward.custom]
-        workers = workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         settings = {"reward": reward.model_dump(), "max_response_tokens": max_response_tokens}
         self._pool = Pool("srpo.rewards.worker", settings, workers, reward.timeout)
 
@@ -85,7 +102,7 @@ def _failures(response: Response, answer: dict[str, Any] | Lost) -> list[tuple[s
     if isinstance(answer, Lost):
         return [(answer.at or response.problem.domain, answer.why)]
     if "data" in answer:
-        raise UserError(f"problem {response.problem.id!r}: {answer['data']}")
+        raise _unusable(response.problem, answer["data"])
     return [(name, why) for name, why in answer["errors"]]
 
 

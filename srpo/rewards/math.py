@@ -40,6 +40,15 @@ def grade(response: str, answer: str) -> Grade:
     return Grade(float(same), given, "correct" if same else "wrong answer")
 
 
+def check(answer: str) -> None:
+    """Raise UserError for a reference answer that is empty, or cannot be read as anything.
+
+    Cheap enough for every problem of a run: an answer with a letter or a digit and balanced braces is left to `grade`.
+    """
+    if not any(map(str.isalnum, answer)) or answer.count("{") != answer.count("}"):
+        equal("0", answer)
+
+
 def equal(given: str, reference: str) -> bool:
     """Whether two answers are the same mathematical object. Raises UserError for an unusable reference."""
     if not reference.strip().strip("$"):

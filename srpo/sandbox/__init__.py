@@ -18,6 +18,6 @@ Needs Linux on x86_64 or aarch64; elsewhere starting a sandbox raises UserError.
 """
 
 from srpo.sandbox.process import Limits
-from srpo.sandbox.verdict import Verdict, judge, judge_many
+from srpo.sandbox.verdict import Verdict, check, judge, judge_many
 
-__all__ = ["Limits", "Verdict", "judge", "judge_many"]
+__all__ = ["Limits", "Verdict", "check", "judge", "judge_many"]

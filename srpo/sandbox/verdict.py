@@ -65,6 +65,11 @@ def judge_many(items: Sequence[tuple[str, dict[str, Any]]], *, limits: Limits = 
         return list(stack.enter_context(ThreadPoolExecutor(workers)).map(one, items))
 
 
+def check(tests: dict[str, Any]) -> None:
+    """Raise UserError when tests are unusable, as `judge` would; runs nothing."""
+    _plan(tests)
+
+
 @cache
 def _warm() -> Sandbox:
     sandbox = Sandbox()
@@ -86,23 +91,33 @@ def _plan(tests: dict[str, Any]) -> tuple[_Run, int]:
     """How to run these tests, and how many there are."""
     kind = tests.get("kind")
     fields = {"function": ("entry_point", "cases"), "stdio": ("cases",), "assert": ("entry_point", "code")}
-    if kind not in fields:
+    if not isinstance(kind, str) or kind not in fields:
         raise UserError(f"tests.kind = {kind!r}: choose one of {', '.join(fields)}")
     for field in fields[kind]:
         if not tests.get(field):
             raise UserError(f"tests.{field}: missing or empty in tests of kind {kind!r}")
+        _typed(f"tests.{field}", tests[field], list if field == "cases" else str)
     if kind == "assert":
         statements = _statements(tests["code"])
         total = max(sum(isinstance(s, ast.Assert) for s in statements), 1)
         return partial(_run_asserts, tests["entry_point"], statements, total), total
     cases = tests["cases"]
+    types = {"args": list, "expected": object} if kind == "function" else {"input": str, "output": str}
     for i, case in enumerate(cases):
-        for field in ("args", "expected") if kind == "function" else ("input", "output"):
+        _typed(f"tests.cases.{i}", case, dict)
+        for field, expected in types.items():
             if field not in case:
                 raise UserError(f"tests.cases.{i}.{field}: missing in tests of kind {kind!r}")
+            _typed(f"tests.cases.{i}.{field}", case[field], expected)
+        _typed(f"tests.cases.{i}.kwargs", case.get("kwargs", {}), dict)
     if kind == "stdio":
         return partial(_run_stdio, cases), len(cases)
     return partial(_run_function, tests["entry_point"], cases), len(cases)
+
+
+def _typed(key: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise UserError(f"{key}: must be {expected.__name__}, found {type(value).__name__}")
 
 
 def _statements(code: str) -> list[ast.stmt]:
@@ -110,6 +125,8 @@ def _statements(code: str) -> list[ast.stmt]:
         tree = ast.parse(code)
     except SyntaxError as e:
         raise UserError(f"tests.code: line {e.lineno}: {e.msg}") from None
+    except ValueError as e:  # a null byte
+        raise UserError(f"tests.code: {e}") from None
     if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
         raise UserError("tests.code: contains no assert")
     return tree.body

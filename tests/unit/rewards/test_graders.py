@@ -13,6 +13,7 @@ from srpo.config import CustomReward, Overlong, Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import Graders, Response
+from srpo.rewards.compose import check_problems
 
 GOOD = "three</think><answer>3</answer>"
 
@@ -121,6 +122,15 @@ def test_a_function_that_cannot_be_had_is_named_at_the_start(graders, function, 
 def test_unusable_references_name_the_problem(graders, problem, why):
     with pytest.raises(UserError, match=why):
         graders().grade([response("```\nx\n```</think><answer>x + 1</answer>", problem)])
+
+
+def test_unusable_problems_are_named_before_any_is_graded():
+    fine = [math(), Problem("c", "code", "p", tests={"kind": "assert", "entry_point": "f", "code": "assert f() == 1"})]
+    check_problems(fine)
+    for problem, why in ((math("m7", answer="\\frac{"), "problem 'm7': answer = .* as mathematics; correct or drop it"),
+                         (Problem("c7", "code", "p", tests={"kind": "junit"}), "problem 'c7': tests.kind = 'junit'")):
+        with pytest.raises(UserError, match=why):
+            check_problems([*fine, problem])
 
 
 def test_nothing_is_left_running(graders):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from srpo.errors import UserError
-from srpo.rewards.math import equal, grade
+from srpo.rewards.math import check, equal, grade
 
 
 @pytest.mark.parametrize(("given", "reference"), [
@@ -63,6 +63,17 @@ def test_unusable_references_are_data_errors():
         grade("\\boxed{3}", "$$")
     with pytest.raises(UserError, match="cannot be read as mathematics"):
         grade("\\boxed{3}", "\\frac{")
+
+
+@pytest.mark.parametrize("answer", ["", "$$", "?", "\\frac{", "\\frac{1}{2"])
+def test_unusable_references_are_found_before_they_are_graded(answer):
+    with pytest.raises(UserError, match="answer = .*: (empty|cannot be read as mathematics)"):
+        check(answer)
+
+
+@pytest.mark.parametrize("answer", ["3", "\\frac{1}{2}", "\\{1, 2\\}", "[0, 1)", "blue", "(A)", "\\{\\}", "∅"])
+def test_usable_references_pass_the_check(answer):
+    check(answer)
 
 
 HOSTILE = [

@@ -1,9 +1,11 @@
 """What the sandbox says of honest programs."""
 
+from functools import partial
+
 import pytest
 
 from srpo.errors import UserError
-from srpo.sandbox import Limits, judge, judge_many
+from srpo.sandbox import Limits, check, judge, judge_many
 from srpo.sandbox.verdict import matches
 
 ADD = "def add(a, b):\n    return a + b"
@@ -111,10 +113,18 @@ def test_a_program_that_died_passes_nothing_even_if_the_tests_swallow_it():
     ({"kind": "stdio", "cases": [{"output": "1"}]}, "tests.cases.0.input: missing"),
     ({"kind": "assert", "entry_point": "f", "code": "f()"}, "tests.code: contains no assert"),
     ({"kind": "assert", "entry_point": "f", "code": "assert ("}, "tests.code: line 1"),
+    ({"kind": "assert", "entry_point": "f", "code": "assert f()\0"}, "tests.code: .*null byte"),
+    ({"kind": "assert", "entry_point": "f", "code": ["assert f()"]}, "tests.code: must be str, found list"),
+    ({"kind": ["stdio"]}, r"tests.kind = \['stdio'\]: choose one of"),
+    ({"kind": "stdio", "cases": {"input": "1", "output": "1"}}, "tests.cases: must be list, found dict"),
+    ({"kind": "stdio", "cases": ["1"]}, "tests.cases.0: must be dict, found str"),
+    ({"kind": "stdio", "cases": [{"input": "1", "output": 1}]}, "tests.cases.0.output: must be str, found int"),
+    ({"kind": "function", "entry_point": "f", "cases": [{"args": 1, "expected": 1}]}, "cases.0.args: must be list"),
 ])
 def test_unusable_tests_are_data_errors(tests, message):
-    with pytest.raises(UserError, match=message):
-        judge(ADD, tests)
+    for use in (check, partial(judge, ADD)):
+        with pytest.raises(UserError, match=message):
+            use(tests)
 
 
 def test_many_at_once_keep_their_order():
