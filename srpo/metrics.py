@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from srpo.config import Config
 from srpo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PHASES = ("rollout", "reward", "update", "sync")
 """Phases of a step, in order; each has a `time/` metric, in seconds."""
@@ -76,16 +79,16 @@ class Monitor:
         self._wandb = _wandb(self._run_dir, config) if config.logging.wandb else None
 
     @contextmanager
-    def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Time a part of the work and show it. Yields `advance(n)` for work that counts up to `total`.
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a part of the work and show it.
 
         The names in PHASES add up to a step's times; any other (warm start, evaluation, checkpoint) is shown only.
         """
         began = time.perf_counter()
         if name in PHASES and self._began is None:
             self._began = began
-        with self._bar(name, total) as advance:
-            yield advance
+        with self._bar(name):
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
     def times(self) -> dict[str, float]:
@@ -176,19 +179,18 @@ class Monitor:
     # -- console ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _bar(self, name: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    def _bar(self, name: str) -> Iterator[None]:
         progress = self._progress if self._writes else None
         if progress is None:
-            yield lambda n: None
+            yield
             return
         progress.start()
         part = PHASES.index(name) if name in PHASES else None
         label = name if part is None else f"step {self._step + 1}: {name}"
-        # A step's bar has one segment a phase; other work fills the whole bar, or pulses when its end is unknown.
-        task = progress.add_task(label, total=total if part is None else len(PHASES), completed=part or 0)
-        share = 1.0 if part is None else 1 / total if total else 0.0
+        # A step's bar has one segment a phase; other work, whose end is unknown, makes it pulse.
+        task = progress.add_task(label, total=None if part is None else len(PHASES), completed=part or 0)
         try:
-            yield lambda n: progress.advance(task, n * share)
+            yield
         finally:
             progress.remove_task(task)
             progress.refresh()
@@ -294,7 +296,10 @@ def _wandb(run_dir: Path, config: Config) -> Any:
 
 
 class _Gpu:
-    """Figures of this process's GPU from the driver (nvidia-ml-py), for the time since the last reading."""
+    """Figures of this process's GPU from the driver (nvidia-ml-py), for the time since the last reading.
+
+    Some devices do not give them (MIG slices, old boards without an energy counter): the run says so once and goes on.
+    """
 
     @classmethod
     def find(cls) -> _Gpu | None:
@@ -307,21 +312,38 @@ class _Gpu:
             self._nvml = importlib.import_module("pynvml")
         except ModuleNotFoundError:
             raise UserError("the GPU's own figures need `pip install nvidia-ml-py`") from None
-        self._nvml.nvmlInit()
-        self._device = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
-        self._time, self._energy = time.perf_counter(), self._millijoules()
+        self._device: Any = None
+        with self._given():
+            self._nvml.nvmlInit()
+            device = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._before = self._figures(device)
+            self._device = device
 
     def read(self) -> dict[str, float]:
         """gpu/memory_gib: in use on the whole device now. gpu/power_w: mean since the last reading, from the energy
-        counter. gpu/utilization: percent of time with a kernel running, in the driver's last sampling window."""
-        now, energy = time.perf_counter(), self._millijoules()
-        power = (energy - self._energy) / 1000 / (now - self._time)
-        self._time, self._energy = now, energy
-        return {
-            "gpu/memory_gib": self._nvml.nvmlDeviceGetMemoryInfo(self._device).used / 2**30,
-            "gpu/power_w": power,
-            "gpu/utilization": float(self._nvml.nvmlDeviceGetUtilizationRates(self._device).gpu),
-        }
+        counter. gpu/utilization: percent of time with a kernel running, in the driver's last sampling window. Nothing
+        where the driver does not give them."""
+        figures: dict[str, float] = {}
+        if self._device is not None:
+            with self._given():
+                before, self._before = self._before, self._figures(self._device)
+                seconds, millijoules, used, utilization = self._before
+                figures = {"gpu/memory_gib": used / 2**30,
+                           "gpu/power_w": (millijoules - before[1]) / 1000 / (seconds - before[0]),
+                           "gpu/utilization": float(utilization)}
+        return figures
 
-    def _millijoules(self) -> int:
-        return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device)
+    def _figures(self, device: Any) -> tuple[float, int, int, int]:
+        """Seconds of the clock, millijoules of the energy counter, bytes in use, percent of utilization."""
+        return (time.perf_counter(), self._nvml.nvmlDeviceGetTotalEnergyConsumption(device),
+                self._nvml.nvmlDeviceGetMemoryInfo(device).used,
+                self._nvml.nvmlDeviceGetUtilizationRates(device).gpu)
+
+    @contextmanager
+    def _given(self) -> Iterator[None]:
+        """Ask no more once the driver has refused."""
+        try:
+            yield
+        except self._nvml.NVMLError as e:
+            self._device = None
+            log.warning("no gpu/ metrics: the driver does not give this GPU's figures: %s", e)

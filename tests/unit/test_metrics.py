@@ -90,8 +90,8 @@ def test_full_disk_names_the_file(monitor, tmp_path):
 
 def test_other_ranks_write_nothing_but_keep_time(monitor, tmp_path, out):
     m = monitor(rank=1)
-    with m.phase("rollout") as advance:
-        advance(1)
+    with m.phase("rollout"):
+        pass
     m.log(STEP)
     m.note("hello")
     m.resume(0)
@@ -123,8 +123,7 @@ def test_plain_console_has_one_line_a_step(monitor, out):
 
 def test_terminal_shows_a_table_and_the_phase(monitor, out):
     m = monitor(terminal=True)
-    with m.phase("rollout", total=4) as advance:
-        advance(2)
+    with m.phase("rollout"):
         m._progress.refresh()
     for step in range(1, 22):
         m.log(STEP | {"step": step})
@@ -254,9 +253,16 @@ def test_wandb_run_is_continued(monitor, monkeypatch, tmp_path):
     assert first["config"]["logging"]["wandb"] == "srpo" and first["id"] == (tmp_path / "wandb.id").read_text()
 
 
-def test_gpu_figures(monitor, monkeypatch, tmp_path):
-    millijoules, seconds = iter([1_000_000, 1_700_000]), iter([10.0, 12.0])
+class NVMLError(Exception):
+    pass
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU whose driver's functions can be replaced; its clock ticks two seconds at each reading."""
+    millijoules, seconds = iter([1_000_000, 1_700_000, 2_000_000]), iter([10.0, 12.0, 14.0])
     nvml = types.SimpleNamespace(
+        NVMLError=NVMLError,
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetTotalEnergyConsumption=lambda device: next(millijoules),
@@ -266,6 +272,34 @@ def test_gpu_figures(monitor, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: types.SimpleNamespace(uuid="abc"))
     monkeypatch.setattr("srpo.metrics.time", types.SimpleNamespace(perf_counter=lambda: next(seconds)))
+    return nvml
+
+
+def test_gpu_figures(monitor, gpu, tmp_path):
     monitor().log(STEP)
     line = lines(tmp_path)[0]
     assert (line["gpu/memory_gib"], line["gpu/power_w"], line["gpu/utilization"]) == (3.0, 350.0, 91.0)
+
+
+def refuse(*arguments):
+    raise NVMLError("Not Supported")
+
+
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetTotalEnergyConsumption"])
+def test_a_driver_without_figures_is_said_once(monitor, gpu, tmp_path, caplog, function):
+    setattr(gpu, function, refuse)
+    m = monitor()
+    for step in (1, 2):
+        m.log(STEP | {"step": step})
+    assert not [key for line in lines(tmp_path) for key in line if key.startswith("gpu/")]
+    assert [r.getMessage() for r in caplog.records] == [
+        "no gpu/ metrics: the driver does not give this GPU's figures: Not Supported"]
+
+
+def test_a_driver_that_fails_later_does_not_end_the_run(monitor, gpu, tmp_path, caplog):
+    m = monitor()
+    m.log(STEP)
+    gpu.nvmlDeviceGetMemoryInfo = refuse
+    for step in (2, 3):
+        m.log(STEP | {"step": step})
+    assert ["gpu/power_w" in line for line in lines(tmp_path)] == [True, False, False] and len(caplog.records) == 1
