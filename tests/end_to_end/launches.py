@@ -111,14 +111,18 @@ class Launch:
 
 
 def survivors(processes: list[psutil.Process], patience: float = 15) -> list[psutil.Process]:
-    """Which of the processes still run after some seconds."""
-    _, left = psutil.wait_procs(processes, patience)
-    alive = []
-    for process in left:
-        with suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
-                alive.append(process)
+    """Which of the processes still run after some seconds. A zombie does not: in a container nobody may reap it."""
+    deadline = time.monotonic() + patience
+    while (alive := [p for p in processes if _runs(p)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # -- what a run folder holds -----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def test_a_killed_run_resumes_bit_for_bit(base: Path, world: World) -> None:
         assert len(everyone) >= 3 and survivors(everyone) == []
 
     kill(lambda launch: "warm start: step 50" in launch.output)
-    assert not (run / "warm").exists()
+    assert not (run / "warm").exists() and metrics(run) == []
     kill(lambda _: closed_epochs(run) == 1)
     kill(lambda _: stage_changes(run) == 1)
 
@@ -51,6 +51,16 @@ def test_a_killed_run_resumes_bit_for_bit(base: Path, world: World) -> None:
     for part in undisturbed:
         assert ours[part] == undisturbed[part], part
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_second_launch_of_a_running_run_is_refused(world: World) -> None:
+    first = world.train("twice", ranks=1).when(lambda: (world.folder / "twice" / "ledger.sqlite").exists())
+    first.process.suspend()
+    second = world.train("twice", ranks=1)
+    second.end()
+    assert survivors(first.kill()) == []
+    folder = world.folder / "twice"
+    assert second.fail() == f"run = '{folder}': another launch is using it; wait for it, or choose another folder"
 
 
 @pytest.mark.slow
