@@ -94,10 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(args: argparse.Namespace) -> int:
     from srpo import config
+    from srpo.check import check
 
     _start_log()
     settings = config.load(args.config, args.overrides)
-    config.check(settings, int(os.environ.get("WORLD_SIZE", "1")))
+    check(settings, int(os.environ.get("WORLD_SIZE", "1")))
 
     from srpo.train import train
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from srpo import config
+from srpo.check import check
 from srpo.errors import UserError
 
 HF = {
@@ -44,14 +45,14 @@ def message(write, tree, overrides=(), world_size: int | None = None) -> str:
     with pytest.raises(UserError) as error:
         loaded = config.load(write(tree), list(overrides))
         if world_size is not None:
-            config.check(loaded, world_size)
+            check(loaded, world_size)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_smallest_configuration_loads_with_the_paper_defaults(tree, write):
     c = config.load(write(tree))
-    config.check(c, 1)
+    check(c, 1)
     assert (c.optimizer.lr, c.optimizer.beta1, c.optimizer.beta2) == (1e-6, 0.9, 0.95)
     assert c.algorithm.kl is None and c.algorithm.truncated == "zero" and c.resample.drop_at == 1.0
 
@@ -192,7 +193,7 @@ def test_stage_names_are_unique(tree, write):
     (["algorithm.truncated=shape", "reward.overlong.start=200"], 1),
 ])
 def test_possible_combination(tree, write, overrides, ranks):
-    config.check(config.load(write(tree), overrides), ranks)
+    check(config.load(write(tree), overrides), ranks)
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -230,7 +231,7 @@ def test_layout_against_the_model(tree, write, tmp_path, shape, tensor, pipeline
     (tmp_path / "config.json").write_text(json.dumps(HF | shape))
     overrides = [f"parallel.tensor={tensor}", f"parallel.pipeline={pipeline}"]
     if expected is None:
-        config.check(config.load(write(tree), overrides), tensor * pipeline)
+        check(config.load(write(tree), overrides), tensor * pipeline)
     else:
         assert expected in message(write, tree, overrides, tensor * pipeline)
 
@@ -246,9 +247,9 @@ def test_examples_of_the_readme(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({
         "model_type": "qwen2", "num_attention_heads": 28, "num_key_value_heads": 4, "num_hidden_layers": 28,
         "intermediate_size": 18944, "max_position_embeddings": 131072}))
-    config.check(config.load(tmp_path / "c.yaml", [f"model.path={tmp_path}"]), 8)
+    check(config.load(tmp_path / "c.yaml", [f"model.path={tmp_path}"]), 8)
     assert [p.domain for p in read_problems([tmp_path / "d.jsonl"])] == ["math", "code"]
     (tmp_path / "config.json").write_text(json.dumps(HF))
     with pytest.raises(UserError) as error:
-        config.check(config.load(tmp_path / "c.yaml", [f"model.path={tmp_path}", "parallel.tensor=3"]), 3)
+        check(config.load(tmp_path / "c.yaml", [f"model.path={tmp_path}", "parallel.tensor=3"]), 3)
     assert f"srpo: error: {error.value}\n" in readme

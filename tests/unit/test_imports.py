@@ -89,7 +89,7 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("module", [
     m for m in SRPO
-    if m in ("srpo", "srpo.cli", "srpo.config", "srpo.doctor", "srpo.errors")
+    if m in ("srpo", "srpo.check", "srpo.cli", "srpo.config", "srpo.doctor", "srpo.errors")
     or any(starts(m, p) for p in ("srpo.control", "srpo.data", "srpo.sandbox"))
 ])
 def test_light_modules_load_no_torch(module):
@@ -97,7 +97,8 @@ def test_light_modules_load_no_torch(module):
     assert not [name for name in loaded_with(module) if any(starts(name, package) for package in heavy)]
 
 
-@pytest.mark.parametrize("module", ["srpo.config", "srpo.errors", *(m for m in SRPO if starts(m, "srpo.control"))])
+@pytest.mark.parametrize("module", [
+    "srpo.check", "srpo.config", "srpo.errors", *(m for m in SRPO if starts(m, "srpo.control"))])
 def test_controller_and_configuration_never_import_torch(module):
     assert not [name for name in imports(SRPO[module].read_text(), anywhere=True) if starts(name, "torch")]
 

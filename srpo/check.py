@@ -1,0 +1,99 @@
+"""Which settings can work together: a layout against the model and the ranks, a batch against the layout, settings that
+need each other. No torch here: a launch that cannot run ends with one line before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from srpo.config import Config, Parallel, Stage, hf_config
+from srpo.errors import UserError
+
+
+def check(config: Config, world_size: int) -> None:
+    """Refuse what cannot run on `world_size` ranks. Reads config.json of the model, nothing else. Raises UserError
+    naming the key, its value, and what would do."""
+    hf = hf_config(config.model.path)
+    p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
+    if p.sequence and p.tensor == 1:
+        raise UserError("parallel.sequence = True: needs parallel.tensor > 1; set parallel.sequence to false")
+    _check_shape(p, hf)
+    model_parallel = p.tensor * p.pipeline
+    _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)
+    replicas = world_size // model_parallel
+    if b.prompts % replicas:
+        raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
+                        f"nearest: {_nearest(b.prompts, replicas)}")
+    responses = b.prompts * b.samples // replicas
+    _divides("batch.updates", b.updates, f"the {responses} responses of a replica (prompts x samples / replicas)",
+             responses)
+    each = responses // b.updates
+    _divides("batch.micro_batch", b.micro_batch, f"the {each} responses of a replica and update", each)
+    if a.old_logprobs == "rollout" and a.tis_cap is None:
+        raise UserError("algorithm.tis_cap: required with old_logprobs = 'rollout'; 2.0 is usual")
+    if a.kl is None and a.kl_coef:
+        raise UserError(f"algorithm.kl_coef = {a.kl_coef}: has no effect without algorithm.kl; set kl to k1, k2 or k3")
+    if a.truncated == "shape" and config.reward.overlong is None:
+        raise UserError("reward.overlong: required with algorithm.truncated = 'shape'")
+    if config.reward.overlong and config.reward.overlong.start >= r.max_response_tokens:
+        raise UserError(f"reward.overlong.start = {config.reward.overlong.start}: must be below "
+                        f"rollout.max_response_tokens = {r.max_response_tokens}")
+    limit = hf.get("max_position_embeddings")
+    if limit and config.data.max_prompt_tokens + r.max_response_tokens > limit:
+        raise UserError(f"rollout.max_response_tokens = {r.max_response_tokens}: with data.max_prompt_tokens = "
+                        f"{config.data.max_prompt_tokens} it exceeds the model's {limit} positions; "
+                        f"at most {limit - config.data.max_prompt_tokens}")
+    if config.eval.temperature == 0 and config.eval.samples > 1:
+        raise UserError(f"eval.samples = {config.eval.samples}: greedy samples (eval.temperature = 0) are all the "
+                        "same; set it to 1")
+    if config.eval.every and not config.data.eval:
+        raise UserError(f"eval.every = {config.eval.every}: has no effect without data.eval")
+    _check_stages(config.stages)
+
+
+def _check_shape(p: Parallel, hf: dict[str, Any]) -> None:
+    """Megatron-Core splits the model over parallel.tensor, vLLM over parallel.tensor x parallel.pipeline: its
+    key-value heads may then be fewer than its ranks, which hold copies. Both pad the vocabulary to a multiple of 64."""
+    heads, width, layers = hf["num_attention_heads"], hf["intermediate_size"], hf["num_hidden_layers"]
+    kv_heads = hf.get("num_key_value_heads") or heads
+    vocabulary = -(-(hf.get("vocab_size") or 0) // 64) * 64
+    split = {"attention heads": heads, "feed-forward width": width, "padded vocabulary entries": vocabulary}
+    shared = math.gcd(kv_heads, *split.values())
+    for what, size in {"key-value heads": kv_heads, **split}.items():
+        _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size, shared)
+    _divides("parallel.pipeline", p.pipeline, f"the model's {layers} layers", layers)
+    key, ranks = "parallel.tensor x parallel.pipeline (vLLM's tensor-parallel size)", p.tensor * p.pipeline
+    for what, size in split.items():
+        _divides(key, ranks, f"the model's {size} {what}", size, math.gcd(*split.values()))
+    if kv_heads % ranks and ranks % kv_heads:
+        raise UserError(f"{key} = {ranks}: neither divides the model's {kv_heads} key-value heads nor is a multiple of "
+                        "them; change parallel.tensor or parallel.pipeline")
+
+
+def _check_stages(stages: list[Stage]) -> None:
+    names = [stage.name for stage in stages]
+    for i, stage in enumerate(stages):
+        if names.index(stage.name) < i:
+            raise UserError(f"stages.{i}.name = {stage.name!r}: used before; the ledger tells stages apart by name")
+        for length in ("epochs", "steps"):
+            value = getattr(stage, length)
+            if stage.until == length and value is None:
+                raise UserError(f"stages.{i}.{length}: required with until: {length}")
+            if stage.until != length and value is not None:
+                raise UserError(f"stages.{i}.{length} = {value}: has no effect with until: {stage.until}; "
+                                "max_steps ends a stage of any kind")
+
+
+def _divides(key: str, size: int, what: str, total: int, shared: int | None = None) -> None:
+    """`shared`: what the size must divide in the end, when `total` is not the only such number."""
+    if total % size:
+        raise UserError(f"{key} = {size}: does not divide {what}; nearest: {_nearest_divisor(size, shared or total)}")
+
+
+def _nearest_divisor(value: int, total: int) -> int:
+    return min((d for d in range(1, total + 1) if total % d == 0), key=lambda d: (abs(d - value), d))
+
+
+def _nearest(value: int, step: int) -> int:
+    return max(step, round(value / step) * step)
