@@ -31,7 +31,7 @@ from srpo.evaluate import average_at_k
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_distributed
 from srpo.metrics import Monitor
-from srpo.rewards.compose import Graded, Graders, Response
+from srpo.rewards.compose import Graded, Graders, Response, check_problems
 from srpo.statistics import Update, advantages, check_canary, step_metrics, update_statistics
 from srpo.warm_start import warm_start
 
@@ -65,6 +65,7 @@ class Run:
         self.problems = {p.id: p for p in problems}
         self.held_out = read_problems(config.data.eval)
         _check_disjoint(problems, self.held_out)
+        check_problems([*problems, *self.held_out])
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.leads = self.rank % (config.parallel.tensor * config.parallel.pipeline) == 0
         if self.leads:
@@ -217,7 +218,7 @@ class Run:
                     warm_start(self.config, self.config.warm_start, trainer, self.tokenizer, rank=self.replica,
                                ranks=self.replicas)
                 trainer.export_hf(warm)
-                trainer = Trainer(self.config, base)  # reinforcement learning begins with a fresh optimizer
+                trainer.reset_optimizer()
             base = str(warm)
         trainer.load_hf(base)
         if self.config.algorithm.kl:
