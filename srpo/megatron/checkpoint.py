@@ -37,9 +37,10 @@ from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, Distribut
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch.distributed.checkpoint.api import CheckpointException
 
+from srpo.comm import broadcast
 from srpo.config import Config, Parallel
 from srpo.errors import UserError
-from srpo.megatron.convert import Shards
+from srpo.megatron.convert import Shards, writing
 from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
 from srpo.megatron.step import Trainer, init_distributed
 
@@ -57,35 +58,38 @@ class Checkpointer:
         self.directory, self.keep = Path(directory), keep
         self._queue = AsyncCallsQueue(persistent=False)
         if dist.get_rank() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for remains in self.directory.glob(".*"):
-                shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
+            with writing(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for remains in self.directory.glob(".*"):
+                    shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
         dist.barrier()
 
     def save(self, step: int, trainer: Trainer, controller_state: dict[str, Any], blocking: bool = False) -> None:
         """Save the state after `step`; returns once it is copied, writing goes on in the background (see `poll`).
 
         `controller_state` is JSON-able; rank 0's is kept. A step that is already saved is not saved again. Raises
-        UserError when the disk has too little room, or when an earlier save failed.
+        UserError when the disk has too little room or cannot be written, or when an earlier save failed.
         """
         self.poll(blocking=True)
         name = f"step-{step:08d}"
-        if self._latest() == name:
+        if (path := self._latest()) and path.name == name:
             return
         self._check_space(trainer)
-        staging = self.directory / _same_everywhere(f".{name}.{uuid.uuid4().hex[:8]}")
-        if dist.get_rank() == 0:
-            staging.mkdir()
-        dist.barrier()
+        staging = self._staging(name)
         trainer.wait_parameters()
         # Megatron's own queue costs a spawned manager process that re-imports the main module and outlives a kill.
         filesystem_async._results_queue = _Results()
         strategy = get_default_save_sharded_strategy()
         if mpu.get_data_parallel_world_size() > 1:  # replicas share the writing
             strategy = FullyParallelSaveStrategyWrapper(strategy, mpu.get_data_parallel_group())
-        request = dist_checkpointing.save(_state(trainer), str(staging), strategy, async_sharded_save=True)
+        state = _state(trainer)
+        try:
+            request = dist_checkpointing.save(state, str(staging), strategy, async_sharded_save=True)
+        except (OSError, RuntimeError, CheckpointException) as e:  # torch.save: RuntimeError when the disk is full
+            raise UserError(f"{staging}: cannot be written; is the disk full? {_reason(e)}") from e
         if dist.get_rank() == 0:
-            (staging / CONTROLLER).write_text(json.dumps({"step": step, "controller": controller_state}))
+            with writing(staging / CONTROLLER):
+                (staging / CONTROLLER).write_text(json.dumps({"step": step, "controller": controller_state}))
         request.add_finalize_fn(partial(self._commit, staging, name))
         self._queue.schedule_async_request(_in_one_process(request))
         if blocking:
@@ -98,7 +102,7 @@ class Checkpointer:
         """
         try:
             self._queue.maybe_finalize_async_calls(blocking)
-        except CheckpointException as e:
+        except (OSError, CheckpointException) as e:
             raise UserError(f"{self.directory}: writing the checkpoint failed: {_reason(e)}") from e
 
     def load(self, trainer: Trainer) -> tuple[int, dict[str, Any]] | None:
@@ -106,7 +110,7 @@ class Checkpointer:
 
         Raises UserError naming the directory when it cannot be read.
         """
-        path = latest(self.directory)
+        path = self._latest()
         if path is None:
             return None
         state = _read(path, _state(trainer, loading=True))
@@ -115,19 +119,36 @@ class Checkpointer:
         saved = _read_json(path / CONTROLLER)
         return saved["step"], saved["controller"]
 
-    def close(self) -> None:
-        """Wait for a pending save."""
-        self.poll(blocking=True)
+    def _latest(self) -> Path | None:
+        """Rank 0's answer on all ranks: from a shared disk they can read different ones."""
+        path = error = None
+        if dist.get_rank() == 0:
+            try:
+                path = latest(self.directory)
+            except UserError as e:
+                error = e
+        path, error = broadcast((path, error))
+        if error:
+            raise error
+        if path:
+            _require_shared(path / CONTROLLER)
+        return path
 
-    def _latest(self) -> str | None:
-        path = latest(self.directory)
-        return path.name if path else None
+    def _staging(self, name: str) -> Path:
+        """A new hidden directory, which every rank sees."""
+        path = broadcast(self.directory / f".{name}.{uuid.uuid4().hex[:8]}")
+        if dist.get_rank() == 0:
+            with writing(path):
+                path.mkdir()
+        dist.barrier()
+        _require_shared(path)
+        return path
 
     def _check_space(self, trainer: Trainer) -> None:
         """Weights in their own dtype, and three float32 numbers a weight for the optimizer."""
         weights = sum(math.prod(entry.shape) for entry in trainer.shards.entries())
         need = weights * (trainer.dtype.itemsize + 12) + 2**20
-        free = _same_everywhere(shutil.disk_usage(self.directory).free)
+        free = broadcast(shutil.disk_usage(self.directory).free if dist.get_rank() == 0 else 0)
         if free < need:
             raise UserError(
                 f"{self.directory}: a checkpoint needs {need / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; "
@@ -136,8 +157,11 @@ class Checkpointer:
 
     def _commit(self, staging: Path, name: str) -> None:
         """Runs on every rank, after every rank's files are complete."""
-        if dist.get_rank() != 0:
-            return
+        if dist.get_rank() == 0:
+            with writing(self.directory / name):
+                self._publish(staging, name)
+
+    def _publish(self, staging: Path, name: str) -> None:
         for file in staging.iterdir():
             _fsync(file)
         _fsync(staging)
@@ -252,10 +276,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {e}") from None
 
 
-def _same_everywhere(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def _require_shared(path: Path) -> None:
+    """Raises UserError on a rank that does not see what rank 0 does."""
+    if not path.exists():
+        raise UserError(
+            f"{path}: rank {dist.get_rank()} does not see what rank 0 does; "
+            "`run` must be a folder that all machines share"
+        )
 
 
 def _fsync(path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,8 @@ class Shards:
         """Write a Hugging Face directory from the current weights; every rank calls it, rank 0 writes.
 
         Config, tokenizer and whatever else is no weight are copied from `source`. `target` appears under its name only
-        when complete, replacing an earlier export. Raises UserError when something else is there.
+        when complete, replacing an earlier export. Raises UserError when something else is there, or nothing can be
+        written.
         """
         target = Path(target)
         staging = target.with_name(f".{target.name}.partial")
@@ -172,8 +174,9 @@ class Shards:
             if target.exists() and not (target / "config.json").exists() and any(target.iterdir()):
                 raise UserError(f"{target}: exists and is no Hugging Face model; give a directory that does not exist")
             shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            _copy_companions(Path(source), staging, self._dtype())
+            with writing(staging):
+                staging.mkdir(parents=True)
+                _copy_companions(Path(source), staging, self._dtype())
         files = self._export_files()
         for file, entries in files.items():
             tensors = {}
@@ -182,11 +185,13 @@ class Shards:
                 if writes:
                     tensors[entry.name] = full.to("cpu", copy=True)
             if writes:
-                save_file(tensors, staging / file, metadata={"format": "pt"})
+                with writing(staging / file):
+                    save_file(tensors, staging / file, metadata={"format": "pt"})
         if writes:
-            if len(files) > 1:
-                self._write_index(staging / INDEX, files)
-            _replace(target, staging)
+            with writing(target):
+                if len(files) > 1:
+                    self._write_index(staging / INDEX, files)
+                _replace(target, staging)
         dist.barrier()
 
     def _dtype(self) -> torch.dtype:
@@ -256,6 +261,17 @@ class _Files:
             raise UserError(f"{path}: cannot be read as safetensors, for {entry.name}: {e}") from None
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk, a missing permission and the like become a UserError that names `path`."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
+    except SafetensorError as e:
+        raise UserError(f"{path}: cannot be written: {e}") from e
+
+
 def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(NOT_COPIED):
@@ -267,7 +283,7 @@ def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 
 def _replace(target: Path, staging: Path) -> None:
-    """Put `staging` at `target`; an interruption leaves the old or the new one, never a mixture."""
+    """Put `staging` at `target`; an interruption leaves the old one, the new one or none, never a mixture."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

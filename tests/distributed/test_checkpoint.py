@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,7 +93,7 @@ def continued(layout: str, dtype: str) -> dict[str, Any]:
     saved = everything(trainer)
     checkpoints.save(2, trainer, {"ledger": [1, "x"]})
     train(trainer)  # while it is written
-    checkpoints.close()
+    checkpoints.poll(blocking=True)
     after = everything(trainer)
     trainer = start(layout, dtype, load=False)
     addresses = [p.data_ptr() for p in trainer.model.parameters()]
@@ -139,7 +142,7 @@ def untorn(_: str) -> dict[str, Any]:
             for p in (*trainer.model.parameters(), *checkpoint._optimizer(trainer).optimizer.param_groups[0]["params"]):
                 p.fill_(7.0)
         unfinished = float((checkpoints.directory / "latest").exists())
-        checkpoints.close()
+        checkpoints.poll(blocking=True)
     checkpoints.load(trainer)
     return {"loaded": difference(before, weights(trainer)), "early": unfinished}
 
@@ -150,7 +153,7 @@ def kept(_: str) -> dict[str, Any]:
     checkpoints = Checkpointer("kept", keep=2)
     for step in (5, 10, 15, 20):
         checkpoints.save(step, trainer, {})
-    checkpoints.close()
+    checkpoints.poll(blocking=True)
     return {"files": sorted(p.name for p in checkpoints.directory.iterdir())}
 
 
@@ -220,6 +223,55 @@ def small_disk(_: str) -> dict[str, Any]:
     return {"message": str(error.value), "files": [p.name for p in checkpoints.directory.iterdir()]}
 
 
+def unwritable(_: str) -> dict[str, Any]:
+    """The kernel refuses to write beyond so many bytes a file."""
+    trainer = start("dp2")
+    train(trainer)
+    checkpoints = Checkpointer("unwritable", keep=1)
+    checkpoints.save(1, trainer, {}, blocking=True)
+    Path("taken").write_text("")
+    attempts: dict[str, tuple[int, Callable[[], object]]] = {
+        "common": (100, lambda: checkpoints.save(2, trainer, {})),
+        "controller": (10**5, lambda: checkpoints.save(2, trainer, {"long": "x" * 10**6})),
+        "shard": (10**5, lambda: checkpoints.save(2, trainer, {}, blocking=True)),
+        "companions": (100, lambda: trainer.export_hf("hf")),
+        "weights": (10**5, lambda: trainer.export_hf("hf")),
+        "folder": (100, lambda: Checkpointer("taken/checkpoints", keep=1)),
+    }
+    messages = {}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, (limit, attempt) in attempts.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(UserError) as error:
+                attempt()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        messages[name] = str(error.value)
+    step, _state = checkpoints.load(trainer) or (0, {})
+    return messages | {"step": float(step)}
+
+
+def not_shared(_: str) -> dict[str, Any]:
+    """Rank 1 sees a folder of its own under the same name."""
+    if dist.get_rank() == 1:
+        Path("elsewhere").mkdir()
+        os.chdir("elsewhere")
+    checkpoints = Checkpointer("not-shared", keep=1)
+    if dist.get_rank() == 0:
+        checkpoints._staging("step-00000001")
+        (checkpoints.directory / "step-00000001").mkdir()
+        (checkpoints.directory / "step-00000001" / "controller.json").write_text("{}")
+        (checkpoints.directory / "latest").write_text("step-00000001")
+        checkpoints._latest()
+        return {}
+    with pytest.raises(UserError) as saving:
+        checkpoints._staging("step-00000001")
+    with pytest.raises(UserError) as loading:
+        checkpoints._latest()
+    return {"saving": str(saving.value), "loading": str(loading.value)}
+
+
 def exported(_: str) -> dict[str, Any]:
     trainer = start("tp2")
     train(trainer)
@@ -235,6 +287,7 @@ def exported(_: str) -> dict[str, Any]:
 
 OTHER = {
     "untorn": untorn, "kept": kept, "again": again, "small-disk": small_disk, "export": exported,
+    "unwritable": unwritable, "not-shared": not_shared,
     **dict.fromkeys(WRITING, failing), **dict.fromkeys(DAMAGE, damaged),
 }  # fmt: skip
 
@@ -288,6 +341,28 @@ def test_damage_names_the_directory(measured: dict[str, str], message: str) -> N
 def test_a_full_disk_is_seen_before_writing(measured: dict[str, Any]) -> None:
     assert measured["message"].startswith("small-disk: a checkpoint needs 0.00 GiB and 0.00 GiB are free; free some")
     assert measured["files"] == []
+
+
+@pytest.mark.parametrize("measured", [Case(1, "unwritable")], ids=str, indirect=True)
+def test_what_cannot_be_written_is_named(measured: dict[str, Any]) -> None:
+    staging = r"unwritable/\.step-00000002\.[0-9a-f]{8}"
+    expected = {
+        "common": staging + r": cannot be written; is the disk full\? RuntimeError: .*",
+        "controller": staging + "/controller.json: cannot be written: File too large",
+        "shard": "unwritable: writing the checkpoint failed: .*File too large.*",
+        "companions": r"\.hf\.partial: cannot be written: File too large",
+        "weights": r"\.hf\.partial/model\.safetensors: cannot be written: .*File too large.*",
+        "folder": "taken/checkpoints: cannot be written: Not a directory",
+    }
+    assert measured["step"] == 1
+    assert {n: measured[n] for n, pattern in expected.items() if not re.fullmatch(pattern, measured[n])} == {}
+
+
+@on_two_ranks("not-shared")
+def test_every_rank_must_see_the_folder(measured: dict[str, str]) -> None:
+    hint = "rank 1 does not see what rank 0 does; `run` must be a folder that all machines share"
+    assert re.fullmatch(rf"not-shared/\.step-00000001\.[0-9a-f]{{8}}: {hint}", measured["saving"])
+    assert measured["loading"] == f"not-shared/step-00000001/controller.json: {hint}"
 
 
 @on_two_ranks("export")
