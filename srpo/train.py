@@ -8,25 +8,23 @@ the next stage begins.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
-import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch.distributed as dist
 
 from srpo import config as configuration
+from srpo import folder
 from srpo.batch import MicroBatch, Sample, normalizer, pack, split
 from srpo.comm import all_gather, broadcast
 from srpo.config import Config
 from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
-from srpo.data.schema import Problem, read_problems
-from srpo.errors import UserError
+from srpo.data.schema import Problem, check_disjoint, read_problems
 from srpo.evaluate import average_at_k
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_distributed
@@ -57,14 +55,14 @@ class Run:
         self.replica = self.rank // (config.parallel.tensor * config.parallel.pipeline)
         self.folder = Path(config.run)
         if self.rank == 0:
-            self.lock = _claim(self.folder)
+            self.lock = folder.claim(self.folder)
         dist.barrier()
         self.monitor = Monitor(self.folder, config, self.rank)
         self.tokenizer = Tokenizer(config)
         problems = read_problems(config.data.train)
         self.problems = {p.id: p for p in problems}
         self.held_out = read_problems(config.data.eval)
-        _check_disjoint(problems, self.held_out)
+        check_disjoint(problems, self.held_out)
         check_problems([*problems, *self.held_out])
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.leads = self.rank % (config.parallel.tensor * config.parallel.pipeline) == 0
@@ -79,7 +77,7 @@ class Run:
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
         self.step_done = self._restore()
         if self.rank == 0:
-            _record(self.folder / "config.yaml", config)
+            folder.record(self.folder / "config.yaml", config)
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
@@ -250,41 +248,6 @@ def export(run: Path, directory: Path) -> None:
     config = configuration.load(run / "config.yaml")
     checkpoint.export(config, run / "checkpoints", config.model.path, directory)
     dist.destroy_process_group()
-
-
-def _claim(folder: Path) -> IO[str]:
-    """Create the run folder and lock it for the life of this process: two launches would undo each other's rows."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as e:
-        raise UserError(f"run = {str(folder)!r}: cannot be used as a run folder: {e.strerror}") from None
-    deadline = time.monotonic() + 10  # what a killed launch leaves (a checkpoint's writer) takes a moment to die
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"run = {str(folder)!r}: another launch is using it; wait for it, or choose another "
-                                "folder") from None
-            time.sleep(0.1)
-
-
-def _record(file: Path, config: Config) -> None:
-    """Write the resolved configuration, saying what differs from the one there before."""
-    text = configuration.dump(config)
-    if file.exists() and (old := file.read_text()) != text:
-        changed = set(text.splitlines()) - set(old.splitlines())
-        log.warning("%s changed since the run began: %s", file, "; ".join(sorted(line.strip() for line in changed)))
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.replace(file)
-
-
-def _check_disjoint(train: list[Problem], held_out: list[Problem]) -> None:
-    if common := {p.id for p in train} & {p.id for p in held_out}:
-        raise UserError(f"data.eval: problem {min(common)!r} has the id of one in data.train; ids must differ")
 
 
 def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> list[RolloutRow]:

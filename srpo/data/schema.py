@@ -44,6 +44,12 @@ def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -
     return problems
 
 
+def check_disjoint(train: Iterable[Problem], held_out: Iterable[Problem]) -> None:
+    """Raise UserError when a held-out problem has the id of a training problem."""
+    if common := {p.id for p in train} & {p.id for p in held_out}:
+        raise UserError(f"data.eval: problem {min(common)!r} has the id of one in data.train; ids must differ")
+
+
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         file = path.open("rb")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from srpo import config, train
-from srpo.data.schema import Problem
+from srpo import config, folder, train
+from srpo.data.schema import Problem, check_disjoint
 from srpo.errors import UserError
 
 
@@ -17,29 +17,29 @@ from srpo.errors import UserError
 def impatient(monkeypatch: pytest.MonkeyPatch):
     """Every look at the clock is five seconds later."""
     clock = itertools.count(0, 5)
-    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(train.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(folder.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(folder.time, "sleep", lambda seconds: None)
 
 
 def test_one_launch_a_run_folder(tmp_path: Path, impatient: None):
-    lock = train._claim(tmp_path / "a" / "run")
+    lock = folder.claim(tmp_path / "a" / "run")
     with pytest.raises(UserError, match="another launch is using it"):
-        train._claim(tmp_path / "a" / "run")
+        folder.claim(tmp_path / "a" / "run")
     lock.close()
-    train._claim(tmp_path / "a" / "run").close()
+    folder.claim(tmp_path / "a" / "run").close()
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run = '.*/run': cannot be used as a run folder: File exists"):
-        train._claim(tmp_path / "run")
+        folder.claim(tmp_path / "run")
 
 
 def test_held_out_problems_are_not_trained_on():
     one, two = Problem("1", "math", "a", answer="1"), Problem("2", "math", "b", answer="2")
-    train._check_disjoint([one], [two])
+    check_disjoint([one], [two])
     with pytest.raises(UserError, match="data.eval: problem '2' has the id of one in data.train"):
-        train._check_disjoint([one, two], [two])
+        check_disjoint([one, two], [two])
 
 
 def test_a_changed_configuration_is_told_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -47,11 +47,11 @@ def test_a_changed_configuration_is_told_and_written(tmp_path: Path, caplog: pyt
     first = config.Config.model_validate({
         "run": str(tmp_path), "model": {"path": "m"}, "data": {"train": ["a.jsonl"]},
         "stages": [{"name": "s", "domains": ["math"], "until": "steps", "steps": 1}]})
-    train._record(file, first)
-    train._record(file, first)
+    folder.record(file, first)
+    folder.record(file, first)
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
-        train._record(file, first.model_copy(update={"seed": 7}))
+        folder.record(file, first.model_copy(update={"seed": 7}))
     assert "changed since the run began: seed: 7" in caplog.text
     assert config.load(file).seed == 7
 

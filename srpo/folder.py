@@ -1,0 +1,44 @@
+"""The run folder: one launch at a time, and the resolved configuration in it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import time
+from pathlib import Path
+from typing import IO
+
+from srpo.config import Config, dump
+from srpo.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def claim(folder: Path) -> IO[str]:
+    """Create the run folder and lock it for the life of this process: two launches would undo each other's rows."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as e:
+        raise UserError(f"run = {str(folder)!r}: cannot be used as a run folder: {e.strerror}") from None
+    deadline = time.monotonic() + 10  # what a killed launch leaves (a checkpoint's writer) takes a moment to die
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise UserError(f"run = {str(folder)!r}: another launch is using it; wait for it, or choose another "
+                                "folder") from None
+            time.sleep(0.1)
+
+
+def record(file: Path, config: Config) -> None:
+    """Write the resolved configuration, saying what differs from the one there before."""
+    text = dump(config)
+    if file.exists() and (old := file.read_text()) != text:
+        changed = set(text.splitlines()) - set(old.splitlines())
+        log.warning("%s changed since the run began: %s", file, "; ".join(sorted(line.strip() for line in changed)))
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
