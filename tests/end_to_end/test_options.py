@@ -1,0 +1,35 @@
+"""The parts of the loss that the recipe leaves off, switched on in whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import World
+from launches import metrics
+
+TRAINER: dict[str, Any] = {
+    "algorithm": {"kl": "k3", "kl_coef": 0.01, "dual_clip": 3.0, "entropy_coef": 0.001, "aggregate": "sequence",
+                  "truncated": "shape"},
+    "reward": {"workers": 1, "timeout": 60.0, "language": 0.1, "overlong": {"start": 20}},
+}
+ROLLOUT: dict[str, Any] = {
+    "algorithm": {"kl": "k2", "kl_coef": 0.01, "old_logprobs": "rollout", "tis_cap": 2.0, "aggregate": "constant",
+                  "advantage": "none"},
+}
+
+
+@pytest.mark.parametrize("sections", [TRAINER, ROLLOUT], ids=["trainer", "rollout"])
+def test_two_updates_a_batch_with_a_reference(world: World, base: Path, sections: dict[str, Any],
+                                              request: pytest.FixtureRequest) -> None:
+    """The reference is the starting policy, at which KL is 0 but for rounding; the canary looks at the first update of
+    a step alone, the policy being another one at the second."""
+    run = f"options-{request.node.callspec.id}"
+    world.train(run, **world.warm(), **sections, batch={"updates": 2}, optimizer={"lr": 1e-3},
+                rollout={"temperature": 0.8}).succeed()
+    steps = metrics(world.folder / run)[1:]
+    assert len(steps) >= 3
+    assert all(m["rollout/logprob_diff_max"] < 1e-4 for m in steps)
+    assert steps[0]["policy/kl"] < steps[-1]["policy/kl"]
+    assert all(m["policy/kl"] > 0 for m in steps[1:])
