@@ -98,7 +98,7 @@ def grade(problem: Problem, text: str, timeout: float) -> Grade:
         return math_reward.grade(text, problem.answer or "")
     # Within half of the deadline, so that a program that hangs is a wrong answer and not a lost grader.
     wall = min(Limits().wall, timeout / 2)
-    return code_reward.grade(text, problem.tests or {}, Limits(wall=wall, cpu=math.ceil(wall)))
+    return code_reward.grade(text, problem.tests or {}, Limits(wall=wall, cpu=math.ceil(wall) + 1))
 
 
 def custom_parts(functions: Custom, reward: Reward, problem: Problem, text: str, answer: dict[str, Any],

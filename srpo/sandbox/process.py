@@ -25,8 +25,8 @@ class Limits:
 
     wall: float = 5.0
     """Seconds, over all cases also where each is a run."""
-    cpu: int = 5
-    """Seconds of processor time."""
+    cpu: int = 6
+    """Seconds of processor time; above `wall`, lest it be chance which of them ends an endless loop."""
     memory: int = 1 << 30
     """Bytes of address space."""
     file_size: int = 16 << 20
