@@ -3,8 +3,8 @@
 A checkpoint is a directory step-XXXXXXXX. It is written under a hidden name, renamed when every rank's files are on the
 disk, and only then named by the file `latest`. A save that is interrupted, at whatever moment, leaves `latest` and what
 it names as they were; its remains are removed at the next start. Any topology loads what any other saved; on the same
-one training continues bit for bit. No generator state is kept: nothing random happens in the trainer, and sampling is
-a function of the seed and the step.
+one training continues bit for bit on the CPU, and on CUDA as far as its kernels are deterministic (see attention.py).
+No generator state is kept: nothing random happens in the trainer, and sampling is a function of the seed and the step.
 
 Host memory: until a save is written, and during a load, every data-parallel rank holds the whole optimizer state of
 its tensor and pipeline shard, three float32 numbers a weight: 12 bytes x weights / (tensor x pipeline).
