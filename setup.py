@@ -7,12 +7,13 @@ torch is not visible the package installs without it (the kernels then run in pl
 from __future__ import annotations
 
 import os
+from glob import glob
 from typing import Any
 
 from setuptools import setup
 
-SOURCES = ["csrc/ops.cpp", "csrc/cpu/logprob.cpp"]
-HEADERS = ["csrc/cpu/logprob.h", "csrc/cpu/simd.h"]
+SOURCES = ["csrc/ops.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+HEADERS = sorted(glob("csrc/cpu/*.h"))
 
 
 def extension() -> dict[str, Any]:

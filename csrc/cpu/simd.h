@@ -23,47 +23,74 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
-using Shorts = uint16_t __attribute__((vector_size(32)));
+
+// Thirty-two elements in whatever order is cheapest to read: sums and maxima do not care, and store() undoes it.
+struct Pair {
+  Floats a, b;
+};
 
 SRPO_INLINE Floats broadcast(float value) { return Floats{} + value; }
 
-SRPO_INLINE Floats load(const float* source) {
-  Floats values;
+SRPO_INLINE Pair load(const float* source) {
+  Pair values;
   std::memcpy(&values, source, sizeof(values));
   return values;
 }
 
-SRPO_INLINE Ints load_bits(const void* source) {
-  Shorts bits;
+SRPO_INLINE void store(float* target, Pair values) { std::memcpy(target, &values, sizeof(values)); }
+
+// Even elements in a, odd ones in b: a shift and a mask, where widening them in order takes four instructions.
+SRPO_INLINE Pair load(const c10::BFloat16* source) {
+  Ints bits;
   std::memcpy(&bits, source, sizeof(bits));
-  return __builtin_convertvector(bits, Ints);
+  return {(Floats)(bits << 16), (Floats)(bits & int32_t(0xffff0000))};
 }
 
-SRPO_INLINE Floats load(const c10::BFloat16* source) { return (Floats)(load_bits(source) << 16); }
-
-SRPO_INLINE Floats load(const c10::Half* source) {
-  const Ints bits = load_bits(source);
-  const Ints magnitude = (bits & 0x7fff) << 13;
-  // Read with float's bias, a half is too small by 2^(127-15); subnormals come out right, infinity and NaN apart.
-  const Ints finite = (Ints)((Floats)magnitude * 0x1p112f);
-  const Ints special = magnitude | 0x7f800000;
-  return (Floats)((((bits & 0x7c00) == 0x7c00) ? special : finite) | ((bits & 0x8000) << 16));
-}
-
-SRPO_INLINE void store(float* target, Floats values) { std::memcpy(target, &values, sizeof(values)); }
-
-SRPO_INLINE void store(c10::BFloat16* target, Floats values) {
+// The bits of bfloat16 in the upper half, rounded to nearest, ties to even.
+SRPO_INLINE Ints round_to_bfloat16(Floats values) {
   const Ints bits = (Ints)values;
-  const Ints rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
-  const Ints nan = (bits >> 16) | 0x40;                             // rounding could carry a NaN into infinity
-  const Shorts narrow = __builtin_convertvector((values != values) ? nan : rounded, Shorts);
-  std::memcpy(target, &narrow, sizeof(narrow));
+  const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return (values != values) ? bits | 0x400000 : rounded;  // rounding could carry a NaN into infinity
 }
 
-SRPO_INLINE void store(c10::Half* target, Floats values) {
-  for (int64_t i = 0; i < kLanes; ++i) target[i] = c10::Half(values[i]);
+SRPO_INLINE void store(c10::BFloat16* target, Pair values) {
+  const Ints low = (round_to_bfloat16(values.a) >> 16) & 0xffff;
+  const Ints bits = low | (round_to_bfloat16(values.b) & int32_t(0xffff0000));
+  std::memcpy(target, &bits, sizeof(bits));
 }
 
+// Halves in the upper 16 bits.
+SRPO_INLINE Floats half_to_float(Ints bits) {
+  const Ints shifted = (bits >> 3) & int32_t(0x8fffe000);  // the sign bit stays
+  // Read with float's bias, a half is too small by 2^(127-15); subnormals come out right, infinity and NaN apart.
+  const Floats finite = (Floats)shifted * 0x1p112f;
+  return (Floats)((Ints)finite | (((bits & 0x7c000000) == 0x7c000000) & 0x7f800000));
+}
+
+// Its inverse, rounded to nearest, ties to even: the hardware rounds a float to a half's subnormal spacing when a power
+// of two is added, and a normal's mantissa by the same carry as in bfloat16.
+SRPO_INLINE Ints float_to_half(Floats values) {
+  const Ints bits = (Ints)values & 0x7fffffff;
+  const Ints sign = ((Ints)values >> 16) & 0x8000;
+  const Ints subnormal = (Ints)((Floats)bits + 0.5f) - 0x3f000000;
+  const Ints normal = (bits - (112 << 23) + 0xfff + ((bits >> 13) & 1)) >> 13;
+  const Ints overflow = Ints{} + 0x7c00;
+  const Ints finite = (bits < (113 << 23)) ? subnormal : ((bits >= 0x477ff000) ? overflow : normal);
+  return sign | ((bits > 0x7f800000) ? Ints{} + 0x7e00 : finite);
+}
+
+SRPO_INLINE Pair load(const c10::Half* source) {
+  Ints bits;
+  std::memcpy(&bits, source, sizeof(bits));
+  return {half_to_float(bits << 16), half_to_float(bits & int32_t(0xffff0000))};
+}
+
+SRPO_INLINE void store(c10::Half* target, Pair values) {
+  const Ints bits = float_to_half(values.a) | (float_to_half(values.b) << 16);
+  std::memcpy(target, &bits, sizeof(bits));
+}
+
+// b where a is NaN, like the hardware's instruction.
 SRPO_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 
 SRPO_INLINE float reduce_max(Floats v) {
@@ -78,20 +105,22 @@ SRPO_INLINE double reduce_add(Floats v) {
   return result;
 }
 
-// exp(x) for x <= 0, within 2 units in the last place (Cephes' polynomial); exactly 0 below -87; NaN stays NaN.
-SRPO_INLINE Floats exp_nonpositive(Floats x) {
+// The smallest argument of exp2_nonpositive, for which it is exactly 0.
+constexpr float kSmallest = -127.0f;
+
+// 2^x for kSmallest <= x <= 0, within 2 units in the last place down to 2^-126 (polynomial of Cephes' exp2f); NaN stays
+// NaN.
+SRPO_INLINE Floats exp2_nonpositive(Floats x) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const Floats shifted = x * 1.44269504f + kRound;
-  const Floats n = shifted - kRound;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.0f);
-  const Floats power = (Floats)(((Ints)shifted << 23) + 0x3f800000);  // 2^n
-  return x < -87.0f ? broadcast(0.0f) : p * power;
+  const Floats shifted = x + kRound;
+  const Floats r = x - (shifted - kRound);
+  Floats p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
+  return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
 }  // namespace srpo::cpu
