@@ -10,21 +10,23 @@
 
 namespace srpo::cuda {
 
-// statistics [rows, 4]; partials: scratch of 3 * rows * shape.splits floats, unused if splits is 1.
+// Bytes of scratch that launch_statistics needs; none unless rows are split.
+int64_t scratch_bytes(const Shape& shape);
+
+// statistics [rows, 4].
 template <typename T>
 cudaError_t launch_statistics(
-    const T* logits, const int64_t* tokens, const Shape& shape, float* partials, float* statistics, int blocks,
-    cudaStream_t stream);
+    const T* logits, const int64_t* tokens, const Shape& shape, void* scratch, float* statistics, cudaStream_t stream);
 
-// grad, statistics [rows, 4]. out may be the logits; its rows are columns_total apart.
+// grad, statistics [rows, 4]. out may be the logits; its rows are out_stride apart.
 template <typename T>
 cudaError_t launch_gradient(
     const float* grad, const float* statistics, const T* logits, const int64_t* tokens, const Shape& shape, T* out,
-    int blocks, cudaStream_t stream);
+    int64_t out_stride, cudaStream_t stream);
 
 // Row n *= scale[n * scale_stride]; untouched where that is 1.
 template <typename T>
 cudaError_t launch_scale(
-    T* matrix, const float* scale, int64_t scale_stride, const Shape& shape, int blocks, cudaStream_t stream);
+    T* matrix, const float* scale, int64_t scale_stride, const Shape& shape, cudaStream_t stream);
 
 }  // namespace srpo::cuda

@@ -42,11 +42,11 @@ struct Layout {
   SRPO_DEVICE int edge(int i) const { return i < head ? i : i + vectors * kVector<T>; }
 };
 
-// Block `index` of the `count` that share a row takes the vectors from first() to first() of the next.
+// Block `index` of the `count` that share a row takes [first(n), last(n)) of its n vectors or segments.
 struct Split {
   int index, count;
-  SRPO_DEVICE int first(int vectors) const { return static_cast<int>(int64_t{vectors} * index / count); }
-  SRPO_DEVICE int last(int vectors) const { return Split{index + 1, count}.first(vectors); }
+  SRPO_DEVICE int first(int n) const { return static_cast<int>(int64_t{n} * index / count); }
+  SRPO_DEVICE int last(int n) const { return static_cast<int>(int64_t{n} * (index + 1) / count); }
 };
 
 template <typename T>
@@ -146,25 +146,33 @@ SRPO_DEVICE Partial accumulate(const Partial& p, const Vector (&round)[kUnroll],
   return {maximum, before.sum + sum, before.term + term};
 }
 
-// This thread's share of a split.
+// This thread's share of a segment; the last one takes the edges.
 template <typename T>
-SRPO_DEVICE Partial thread_partial(const T* row, int columns, Split split, float scale) {
-  const Layout<T> layout(row, columns);
+SRPO_DEVICE Partial segment_partial(const T* row, const Layout<T>& layout, int segment, int segments, float scale) {
   const auto* vectors = reinterpret_cast<const Vector*>(row + layout.head);
-  const int last = split.last(layout.vectors);
+  const int last = min((segment + 1) * kSegment, layout.vectors);
   Partial p = empty();
-  for (int v = split.first(layout.vectors) + threadIdx.x; v < last; v += kUnroll * kThreads) {
+  for (int v = segment * kSegment + threadIdx.x; v < last; v += kRound) {
+    constexpr uint32_t none = Word<T>::kMinusInfinity;
     Vector round[kUnroll];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      constexpr uint32_t none = Word<T>::kMinusInfinity;
+    for (int u = 0; u < kUnroll; ++u)
       round[u] = v + u * kThreads < last ? load(vectors + v + u * kThreads) : Vector{none, none, none, none};
-    }
     p = accumulate<T>(p, round, scale);
   }
-  for (int i = split.index * kThreads + threadIdx.x; i < layout.edges; i += split.count * kThreads)
-    p = merge(p, {to_float(load_one(row + layout.edge(i))), 1.0f, 0.0f}, scale);
+  if (segment == segments - 1)
+    for (int i = threadIdx.x; i < layout.edges; i += kThreads)
+      p = merge(p, {to_float(load_one(row + layout.edge(i))), 1.0f, 0.0f}, scale);
   return p;
+}
+
+// Thread 0 gets the merge of the block, through of_warps [kWarps] in shared memory.
+SRPO_DEVICE Partial merge_block(Partial p, Partial* of_warps, float scale) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  p = merge_warp(p, scale);
+  if (lane == 0) of_warps[warp] = p;
+  __syncthreads();
+  return warp == 0 ? merge_warp(lane < kWarps ? of_warps[lane] : empty(), scale) : p;
 }
 
 template <typename T>
@@ -181,35 +189,39 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) statistics
   // Two sets, used in turn: one barrier a row is enough, as nobody writes a set before all have passed the other's.
   __shared__ Partial of_warps[2][kWarps];
   const float scale = shape.inverse_temperature * kLog2E;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int set = 0;
   for (int64_t item = blockIdx.x; item < shape.rows * shape.splits; item += gridDim.x, set ^= 1) {
     const int64_t r = item / shape.splits;
-    const T* row = logits + r * shape.stride;
     const Split split{static_cast<int>(item % shape.splits), shape.splits};
-    const Partial mine = merge_warp(thread_partial(row, shape.columns, split, scale), scale);
-    if (lane == 0) of_warps[set][warp] = mine;
-    __syncthreads();
-    if (warp > 0) continue;
-    const Partial all = merge_warp(lane < kWarps ? of_warps[set][lane] : empty(), scale);
-    if (lane > 0) continue;
-    if (shape.splits == 1)
-      write_statistics(all, row, tokens[r], shape.columns, statistics + 4 * r);
-    else
-      partials[item] = all;
+    const T* row = logits + r * shape.stride;
+    const Layout<T> layout(row, shape.columns);
+    Partial p = empty();
+    for (int i = split.first(shape.segments); i < split.last(shape.segments); ++i) {
+      const Partial segment = segment_partial(row, layout, i, shape.segments, scale);
+      if (shape.splits == 1)
+        p = merge(p, segment, scale);
+      else
+        partials[(r * shape.segments + i) * kThreads + threadIdx.x] = segment;
+    }
+    if (shape.splits > 1) continue;
+    p = merge_block(p, of_warps[set], scale);
+    if (threadIdx.x == 0) write_statistics(p, row, tokens[r], shape.columns, statistics + 4 * r);
   }
 }
 
-// The splits of a row: one warp a row.
+// Ends what several blocks began on a row, as one block would have: over its segments a thread, then over the threads.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) merge_kernel(
     const T* logits, const int64_t* tokens, Shape shape, const Partial* partials, float* statistics) {
+  __shared__ Partial of_warps[kWarps];
   const float scale = shape.inverse_temperature * kLog2E;
-  const int64_t r = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (r >= shape.rows) return;
-  const Partial all = merge_warp(lane < shape.splits ? partials[r * shape.splits + lane] : empty(), scale);
-  if (lane == 0) write_statistics(all, logits + r * shape.stride, tokens[r], shape.columns, statistics + 4 * r);
+  const int64_t r = blockIdx.x;
+  Partial p = empty();
+  for (int i = 0; i < shape.segments; ++i)
+    p = merge(p, partials[(r * shape.segments + i) * kThreads + threadIdx.x], scale);
+  p = merge_block(p, of_warps, scale);
+  if (threadIdx.x == 0)
+    write_statistics(p, logits + r * shape.stride, tokens[r], shape.columns, statistics + 4 * r);
 }
 
 // ---- Gradients ----
@@ -221,7 +233,7 @@ SRPO_DEVICE void map_row(const T* row, T* out, int columns, Split split, const F
   const T* from = row + layout.head;
   T* to = out + layout.head;
   const int last = split.last(layout.vectors);
-  for (int v = split.first(layout.vectors) + threadIdx.x; v < last; v += kUnroll * kThreads) {
+  for (int v = split.first(layout.vectors) + threadIdx.x; v < last; v += kRound) {
     Vector round[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
@@ -277,12 +289,13 @@ struct Gradient {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) gradient_kernel(
-    const float* grad, const float* statistics, const T* logits, const int64_t* tokens, Shape shape, T* out) {
+    const float* grad, const float* statistics, const T* logits, const int64_t* tokens, Shape shape, T* out,
+    int64_t out_stride) {
   for (int64_t item = blockIdx.x; item < shape.rows * shape.splits; item += gridDim.x) {
     const int64_t r = item / shape.splits;
     const Split split{static_cast<int>(item % shape.splits), shape.splits};
     const float of_sum = grad[4 * r + 1], of_term = grad[4 * r + 2], of_target = grad[4 * r + 3];
-    T* to = out + r * shape.columns_total;
+    T* to = out + r * out_stride;
     if (of_sum == 0 && of_term == 0 && of_target == 0) {  // masked or clipped: whatever the logits hold
       zero_row(to, shape.columns_total, split);
       continue;

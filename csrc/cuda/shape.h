@@ -19,29 +19,35 @@ constexpr int kWarps = kThreads / 32;
 // multiprocessor, at up to 64 registers a thread.
 constexpr int kUnroll = 4;
 constexpr int kBlocksPerMultiprocessor = 4;
-constexpr int kMaxSplits = 32;  // one warp merges them
+constexpr int kRound = kThreads * kUnroll;  // vectors of 16 bytes that a block loads at once
+// A row's sums are formed by segment, then over the segments in order, whichever block took which: a row's statistics
+// depend neither on how many rows come with it nor on the device.
+constexpr int kSegment = 2 * kRound;
 
-// Row r of the logits starts at r * stride, of a gradient apart from them at r * columns_total; unit column stride.
+// Row r of the logits starts at r * stride; unit column stride.
 struct Shape {
   int64_t rows;
   int64_t stride;
   int columns;        // that take part
   int columns_total;  // with padding
-  int splits;         // blocks that share a row
+  int segments;       // of a row
+  int splits;         // blocks that share a row, some segments each
+  int blocks;         // of the grid
   float inverse_temperature;
 };
 
-// Few rows are split, so that every multiprocessor has work, as long as each block has a full round of loads to issue.
-inline int splits(int64_t rows, int64_t row_bytes, int multiprocessors) {
-  const int64_t wanted = rows > 0 ? int64_t{multiprocessors} * kBlocksPerMultiprocessor / rows : 1;
-  const int64_t useful = row_bytes / (16 * kThreads * kUnroll);
-  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, useful), 1, kMaxSplits));
-}
-
-// A persistent grid: no more blocks than run at once, which __launch_bounds__ guarantees the registers for.
-inline int blocks(const Shape& shape, int multiprocessors) {
-  return static_cast<int>(
-      std::min(shape.rows * shape.splits, int64_t{multiprocessors} * kBlocksPerMultiprocessor));
+inline Shape make_shape(
+    int64_t rows, int64_t stride, int columns, int columns_total, int element_bytes, double temperature,
+    int multiprocessors) {
+  const int64_t vectors = int64_t{columns} * element_bytes / 16;
+  const int64_t segments = std::max<int64_t>(1, (vectors + kSegment - 1) / kSegment);
+  // A persistent grid: no more blocks than run at once, which __launch_bounds__ keeps registers for.
+  const int64_t resident = int64_t{multiprocessors} * kBlocksPerMultiprocessor;
+  // Few rows are split, so that every multiprocessor has work.
+  const int64_t splits = std::clamp<int64_t>(resident / std::max<int64_t>(1, rows), 1, segments);
+  const int64_t blocks = std::min(rows * splits, resident);
+  return {rows, stride, columns, columns_total, static_cast<int>(segments), static_cast<int>(splits),
+          static_cast<int>(blocks), static_cast<float>(1.0 / temperature)};
 }
 
 }  // namespace srpo::cuda
