@@ -1,0 +1,207 @@
+"""Launchers of the Triton kernels, registered as the operators `srpo_triton`; ops.py has the schemas.
+
+For CUDA tensors; for CPU tensors where Triton is imported under TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from srpo_kernels import triton_rows
+from srpo_kernels.ops import DTYPES, SCHEMAS
+
+INTERPRETED = not isinstance(triton_rows.statistics_kernel, triton.runtime.JITFunction)
+
+# Of the L2 cache, for rows that the policy loss will read again; the rest is for what it writes.
+L2_SHARE = 0.75
+
+
+class Tile(NamedTuple):
+    """Shape of a tile, [K, LANES, VEC]: a thread takes K vectors of 16 bytes; LANES is a thread a lane."""
+
+    k: int
+    warps: int
+
+    def options(self, dtype: torch.dtype) -> dict[str, int]:
+        return {"K": self.k, "LANES": 32 * self.warps, "VEC": 16 // dtype.itemsize, "num_warps": self.warps,
+                "enable_fp_fusion": True}
+
+
+# Of kernels that read each logit once: four programs a multiprocessor, 32 warps with two loads in flight each.
+STREAM_TILE = Tile(k=2, warps=8)
+STREAM_PROGRAMS = 4
+# Of the policy loss, by the programs a multiprocessor: a single one covers the latency of its loads with more warps.
+POLICY_TILES = {1: Tile(k=4, warps=16), 2: Tile(k=4, warps=8)}
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> tuple[int, int]:
+    """How many, and the bytes of L2 cache. Small numbers for the interpreter, so that rows outnumber programs."""
+    if device.type != "cuda":
+        return 1, 2**20
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.L2_cache_size
+
+
+def live_rows(processors: int, l2_bytes: int, row_bytes: int) -> int:
+    """Rows of the policy loss live at once a multiprocessor: two if they fit in the cache, else one."""
+    return 2 if 2 * processors * row_bytes <= L2_SHARE * l2_bytes else 1
+
+
+def _launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: Any) -> None:
+    rows = on.shape[0]
+    if rows == 0 or on.shape[1] == 0 and kernel is triton_rows.scale_kernel:
+        return
+    with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
+        kernel[(min(rows, programs),)](*arguments, **options)
+
+
+def _stream(device: torch.device) -> int:
+    return STREAM_PROGRAMS * _multiprocessors(device)[0]
+
+
+def _check(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> None:
+    if not (logits.is_cuda or INTERPRETED):
+        raise ValueError(f"srpo_triton takes CUDA tensors, got {logits.device}; on CPU set TRITON_INTERPRET=1 before "
+                         "Triton is imported, or use the operators of srpo")
+    if logits.dim() != 2 or logits.dtype not in DTYPES:
+        raise ValueError(f"logits must be [N, V] float32, bfloat16 or float16, got {list(logits.shape)} {logits.dtype}")
+    if tokens.shape != logits.shape[:1] or tokens.dtype != torch.int64:
+        raise ValueError(f"tokens must be [N] int64 with N = {len(logits)}, got {list(tokens.shape)} {tokens.dtype}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not 0 <= columns <= logits.shape[1]:
+        raise ValueError(f"columns must be within the {logits.shape[1]}, got {columns}")
+
+
+def _unit_columns(logits: Tensor) -> Tensor:
+    return logits if logits.shape[1] <= 1 or logits.stride(1) == 1 else logits.contiguous()
+
+
+def _writable(logits: Tensor) -> bool:
+    """Whether a kernel can write over the logits as they lie: unit column stride, rows apart."""
+    rows, width = logits.shape
+    return (width <= 1 or logits.stride(1) == 1) and (rows <= 1 or logits.stride(0) >= width)
+
+
+def _changed(tensor: Tensor) -> None:
+    """Autograd would not notice otherwise that the values are gone."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _scale(temperature: float) -> float:
+    return math.log2(math.e) / temperature
+
+
+def logprob_statistics(
+    logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace_backward: bool = False
+) -> Tensor:
+    _check(logits, tokens, temperature, columns)
+    x = _unit_columns(logits)
+    statistics = torch.empty((len(x), 4), dtype=torch.float32, device=x.device)
+    _launch(triton_rows.statistics_kernel, _stream(x.device), x, x, tokens.contiguous(), statistics, len(x), x.shape[1],
+            columns, x.stride(0), _scale(temperature), **STREAM_TILE.options(x.dtype))
+    return statistics
+
+
+def _statistics_gradient(
+    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int, out: Tensor
+) -> None:
+    for name, values in (("grad", grad), ("statistics", statistics)):
+        if values.shape != (len(logits), 4) or values.dtype != torch.float32:
+            raise ValueError(f"{name} must be [{len(logits)}, 4] float32, got {list(values.shape)} {values.dtype}")
+    _launch(triton_rows.statistics_gradient_kernel, _stream(logits.device), logits, grad.contiguous(),
+            statistics.contiguous(), logits, tokens.contiguous(), out, len(logits), logits.shape[1], columns,
+            logits.stride(0), out.stride(0), _scale(temperature), temperature, **STREAM_TILE.options(logits.dtype))
+
+
+def logprob_statistics_backward(
+    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int
+) -> Tensor:
+    _check(logits, tokens, temperature, columns)
+    out = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _statistics_gradient(grad, statistics, _unit_columns(logits), tokens, temperature, columns, out)
+    return out
+
+
+def logprob_statistics_backward_(
+    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int
+) -> None:
+    _check(logits, tokens, temperature, columns)
+    if _writable(logits):
+        _statistics_gradient(grad, statistics, logits, tokens, temperature, columns, logits)
+        _changed(logits)
+    else:
+        logits.copy_(logprob_statistics_backward(grad, statistics, logits, tokens, temperature, columns))
+
+
+def _policy_loss(
+    out: Tensor | None, logits: Tensor, tokens: Tensor, advantages: Tensor, weights: Tensor,
+    old_logprobs: Tensor | None, ref_logprobs: Tensor | None, rollout_logprobs: Tensor | None, temperature: float,
+    columns: int, clip_low: float, clip_high: float, dual_clip: float, cispo: bool, kl: int, kl_coef: float,
+    entropy_coef: float, tis_cap: float
+) -> tuple[Tensor, Tensor]:
+    """Loss and values of each row; the gradient goes to `out`, which may be the logits, or nowhere."""
+    _check(logits, tokens, temperature, columns)
+    per_row = {"advantages": advantages, "weights": weights, "old_logprobs": old_logprobs,
+               "ref_logprobs": ref_logprobs, "rollout_logprobs": rollout_logprobs}
+    for name, values in per_row.items():
+        if values is not None and (values.shape != logits.shape[:1] or values.dtype != torch.float32):
+            raise ValueError(f"{name} must be [{len(logits)}] float32, got {list(values.shape)} {values.dtype}")
+    if ref_logprobs is not None and kl not in (1, 2, 3):
+        raise ValueError(f"kl must be 1, 2 or 3 with ref_logprobs, got {kl}")
+    loss = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    rows = torch.empty((len(logits), 5), dtype=torch.float32, device=logits.device)
+    target = logits if out is None else out
+    processors, l2_bytes = _multiprocessors(logits.device)
+    live = live_rows(processors, l2_bytes, logits.shape[1] * logits.element_size())
+    _launch(triton_rows.policy_loss_kernel, live * processors, logits, logits, tokens.contiguous(),
+            *[None if values is None else values.contiguous() for values in per_row.values()], loss, rows, target,
+            len(logits), logits.shape[1], columns, logits.stride(0), target.stride(0), _scale(temperature), temperature,
+            clip_low, clip_high, dual_clip, kl_coef, entropy_coef, tis_cap, CISPO=cispo, KL=kl,
+            NEEDS_GRAD=out is not None, **POLICY_TILES[live].options(logits.dtype))
+    return loss, rows
+
+
+def policy_loss_rows(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, needs_grad = arguments  # type: ignore[assignment]
+    grad = logits.new_empty(logits.shape if needs_grad else (0, logits.shape[1]))
+    return *_policy_loss(grad if needs_grad else None, _unit_columns(logits), *arguments), grad
+
+
+def policy_loss_rows_(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    if not _writable(logits):
+        loss, rows, grad = policy_loss_rows(logits, *arguments, True)
+        logits.copy_(grad)
+        return loss, rows
+    results = _policy_loss(logits, logits, *arguments)
+    _changed(logits)
+    return results
+
+
+def scale_rows_(matrix: Tensor, scale: Tensor) -> None:
+    if not (matrix.is_cuda or INTERPRETED):
+        raise ValueError(f"srpo_triton takes CUDA tensors, got {matrix.device}")
+    if matrix.dim() != 2 or matrix.dtype not in DTYPES or not _writable(matrix):
+        raise ValueError(f"matrix must be [N, V] float32, bfloat16 or float16 with unit column stride, got "
+                         f"{list(matrix.shape)} {matrix.dtype}, strides {matrix.stride()}")
+    if scale.shape != matrix.shape[:1] or scale.dtype != torch.float32:
+        raise ValueError(f"scale must be [{len(matrix)}] float32, got {list(scale.shape)} {scale.dtype}")
+    _launch(triton_rows.scale_kernel, _stream(matrix.device), matrix, matrix, scale, len(matrix), matrix.shape[1],
+            matrix.stride(0), scale.stride(0), **STREAM_TILE.options(matrix.dtype))
+    _changed(matrix)
+
+
+_library = torch.library.Library("srpo_triton", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+    for _key in ("CUDA", "CPU"):
+        _library.impl(_name, globals()[_name], _key)
