@@ -12,8 +12,9 @@ from srpo_kernels import reference
 from srpo_kernels.advantage import group_advantage
 from srpo_kernels.config import PolicyLossConfig, PolicyLossMetrics
 from srpo_kernels.dispatch import OpStatus, status
-from srpo_kernels.logprob import linear_token_logprobs, token_logprobs
-from srpo_kernels.losses import grpo_loss, linear_policy_loss, policy_loss
+from srpo_kernels.linear import linear_policy_loss, linear_token_logprobs
+from srpo_kernels.logprob import token_logprobs
+from srpo_kernels.losses import grpo_loss, policy_loss
 
 __all__ = [
     "OpStatus",

@@ -1,7 +1,12 @@
-"""The GRPO family of policy losses, from logits, from hidden states, or straight from rewards.
+"""The GRPO family of policy losses, from logits or straight from rewards.
 
 All variants are a loss a token times a weight a token, summed (config.py names their sources). With the normalizer
 given as the whole batch's count, the losses and gradients of micro-batches and ranks simply add up.
+
+A token-level loss of a whole vocabulary is computed with its gradient in one pass over the logits, since what a row's
+gradient depends on is known once the row has been read: its log-prob, and constants. What else there is, ratios of
+whole sequences and vocabularies split over ranks, takes a pass for the log-probs and one for the gradient, with the
+formulas below, under autograd, between them.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ from torch import Tensor
 
 from srpo_kernels.advantage import group_advantage
 from srpo_kernels.config import PolicyLossConfig, PolicyLossMetrics
-from srpo_kernels.dispatch import Backend
-from srpo_kernels.logprob import linear_token_logprobs, token_logprobs
+from srpo_kernels.dispatch import Backend, implementation
+from srpo_kernels.logprob import merge, shard
 
 # exp(20) is 5e8: a log-ratio beyond this is a broken batch, and its gradient is dropped before it overflows.
 LOG_RATIO_BOUND = 20.0
@@ -61,39 +66,18 @@ def policy_loss(
         ValueError: for shapes that do not fit, or an option without the tensor it needs.
         IndexError: for an unmasked token outside the vocabulary (on CPU).
     """
-    logprobs, entropy = token_logprobs(
-        logits, tokens, temperature=config.temperature, return_entropy=True, mask=mask, group=group,
-        vocab_size=vocab_size, backend=backend)
-    return _loss(logprobs, entropy, advantages, old_logprobs, ref_logprobs, rollout_logprobs, mask, cu_seqlens, config,
-                 normalizer)
-
-
-def linear_policy_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor,
-    advantages: Tensor,
-    *,
-    old_logprobs: Tensor | None = None,
-    ref_logprobs: Tensor | None = None,
-    rollout_logprobs: Tensor | None = None,
-    mask: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    config: PolicyLossConfig = DEFAULT,
-    normalizer: float | Tensor | None = None,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-    backend: Backend | None = None,
-) -> tuple[Tensor, PolicyLossMetrics]:
-    """policy_loss of logits = hidden @ weight.T, never held whole; differentiable in hidden [N, H] and weight [V, H].
-
-    With `group` the gradient of hidden is this rank's partial one: see linear_token_logprobs.
-    """
-    logprobs, entropy = linear_token_logprobs(
-        hidden, weight, tokens, temperature=config.temperature, return_entropy=True, mask=mask, group=group,
-        vocab_size=vocab_size, backend=backend)
-    return _loss(logprobs, entropy, advantages, old_logprobs, ref_logprobs, rollout_logprobs, mask, cu_seqlens, config,
-                 normalizer)
+    local, columns = shard(logits.shape, tokens, mask, config.temperature, group, vocab_size)
+    batch = prepare(logits, advantages, old_logprobs, ref_logprobs, rollout_logprobs, mask, cu_seqlens, config,
+                    normalizer)
+    module = implementation(logits, backend)
+    if module.one_pass and takes_one_pass(config, group):
+        needs_grad = torch.is_grad_enabled() and logits.requires_grad
+        loss, values, _ = module.policy_loss_rows(logits, local, *batch.inputs(config), columns, *options(config),
+                                                  needs_grad)
+        return loss.sum(), batch.metrics(values)
+    statistics = module.statistics(logits, local, config.temperature, columns)
+    loss, values = row_losses(*merge(statistics, mask, config.temperature, group), batch, config)
+    return loss.sum(), batch.metrics(values)
 
 
 def grpo_loss(
@@ -107,17 +91,19 @@ def grpo_loss(
     eps: float = 1e-6,
     unbiased: bool = False,
     valid: Tensor | None = None,
+    backend: Backend | None = None,
     **options: Any,
 ) -> tuple[Tensor, PolicyLossMetrics]:
     """policy_loss of the group-relative advantages of rewards [S], sequence s being tokens cu_seqlens[s] to [s + 1].
 
-    group_offsets, scale, eps, unbiased, valid as in group_advantage; options are policy_loss's keywords.
+    group_offsets, scale, eps, unbiased, valid as in group_advantage; backend and options are policy_loss's keywords.
     """
-    advantages = group_advantage(rewards, group_offsets, scale=scale, eps=eps, unbiased=unbiased, valid=valid)
+    advantages = group_advantage(rewards, group_offsets, scale=scale, eps=eps, unbiased=unbiased, valid=valid,
+                                 backend="torch" if backend == "torch" else None)
     if len(rewards) != len(cu_seqlens) - 1:
         raise ValueError(f"cu_seqlens must be [{len(rewards) + 1}] for {len(rewards)} rewards, got {len(cu_seqlens)}")
     advantages = advantages.repeat_interleave(cu_seqlens.to(advantages.device).diff())
-    return policy_loss(logits, tokens, advantages, cu_seqlens=cu_seqlens, **options)
+    return policy_loss(logits, tokens, advantages, cu_seqlens=cu_seqlens, backend=backend, **options)
 
 
 class _Sequences(NamedTuple):
@@ -135,12 +121,128 @@ class _Sequences(NamedTuple):
 
 def _sequences(cu_seqlens: Tensor, weights: Tensor) -> _Sequences:
     rows = len(weights)
-    if cu_seqlens.device.type == "cpu" and (cu_seqlens[0] != 0 or cu_seqlens[-1] != rows):
+    on_host = cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and (cu_seqlens[0] != 0 or cu_seqlens[-1] != rows):
         raise ValueError(f"cu_seqlens must run from 0 to the {rows} tokens, got {cu_seqlens.tolist()}")
     lengths = cu_seqlens.to(weights.device, torch.int64).diff()
     of_token = torch.repeat_interleave(torch.arange(len(lengths), device=weights.device), lengths, output_size=rows)
     sequences = _Sequences(lengths, of_token, weights)
     return sequences._replace(sizes=sequences.sum(weights))
+
+
+class Batch(NamedTuple):
+    """What a loss needs to know of its rows, besides the logits."""
+
+    advantages: Tensor
+    """[N], like the following of float32, or float64 for float64 logits."""
+    weights: Tensor
+    """[N] each token's share of the loss: mask, aggregation and normalizer. 0 where masked."""
+    old_logprobs: Tensor | None
+    ref_logprobs: Tensor | None
+    rollout_logprobs: Tensor | None
+    mask: Tensor | None
+    sequences: _Sequences | None
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the rows, of a loss that does not look at whole sequences."""
+        old, ref, rollout, mask = (None if values is None else values[rows] for values in (
+            self.old_logprobs, self.ref_logprobs, self.rollout_logprobs, self.mask))
+        return Batch(self.advantages[rows], self.weights[rows], old, ref, rollout, mask, None)
+
+    def inputs(self, config: PolicyLossConfig) -> tuple[Any, ...]:
+        """For policy_loss_rows: up to temperature."""
+        rollout = None if config.tis_cap is None else self.rollout_logprobs
+        return (self.advantages, self.weights, self.old_logprobs, self.ref_logprobs, rollout, config.temperature)
+
+    def metrics(self, values: Tensor) -> PolicyLossMetrics:
+        """From values [N, 5]: log-prob, entropy, policy term, KL and clipping of each row, 0 where masked."""
+        logprobs, entropy = values[:, 0].contiguous(), values[:, 1].contiguous()
+        _, entropy_sum, policy_loss, kl, clipped = values.sum(0).unbind()
+        rollout_diff = None
+        if self.rollout_logprobs is not None:
+            rollout_diff = (logprobs - self.rollout_logprobs).abs()
+        tokens = torch.tensor(len(values), device=values.device) if self.mask is None else self.mask.sum()
+        return PolicyLossMetrics(
+            logprobs=logprobs, entropy=entropy, rollout_diff=rollout_diff, policy_loss=policy_loss, kl=kl,
+            entropy_sum=entropy_sum, clipped=clipped.to(torch.int64), tokens=tokens)
+
+
+def prepare(
+    like: Tensor,
+    advantages: Tensor,
+    old_logprobs: Tensor | None,
+    ref_logprobs: Tensor | None,
+    rollout_logprobs: Tensor | None,
+    mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    config: PolicyLossConfig,
+    normalizer: float | Tensor | None,
+) -> Batch:
+    """Check the arguments of policy_loss and bring them to one form, on the device of `like` (logits or hidden)."""
+    rows = len(like)
+    _check(rows, advantages, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens, config, normalizer)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    kept = like.new_ones(rows, dtype=wide) if mask is None else mask.to(wide)
+    sequences = None if cu_seqlens is None else _sequences(cu_seqlens, kept)
+    if sequences is not None and len(advantages) != rows:
+        advantages = advantages.to(kept.device)[sequences.of_token]
+
+    def clean(values: Tensor) -> Tensor:
+        values = values.detach().to(kept)
+        return values.contiguous() if mask is None else values.masked_fill(~mask, 0)
+
+    old, ref, rollout = (None if values is None else clean(values)
+                         for values in (old_logprobs, ref_logprobs, rollout_logprobs))
+    weights = _weights(kept, sequences, config, normalizer)
+    return Batch(clean(advantages), weights, old, ref, rollout, mask, sequences)
+
+
+def takes_one_pass(config: PolicyLossConfig, group: dist.ProcessGroup | None) -> bool:
+    """Whether a row's loss follows from its own logits alone."""
+    return config.ratio == "token" and (group is None or dist.get_world_size(group) == 1)
+
+
+def options(config: PolicyLossConfig) -> tuple[Any, ...]:
+    """For policy_loss_rows: after columns."""
+    unbounded = float("inf")
+    return (config.clip_low, config.clip_high, unbounded if config.dual_clip is None else config.dual_clip,
+            config.objective == "cispo", {"k1": 1, "k2": 2, "k3": 3}[config.kl or "k3"], config.kl_coef,
+            config.entropy_coef, unbounded if config.tis_cap is None else config.tis_cap)
+
+
+def row_losses(logprobs: Tensor, entropy: Tensor, batch: Batch, config: PolicyLossConfig) -> tuple[Tensor, Tensor]:
+    """Weighted loss [N] of each row, differentiable in its log-prob and entropy, and the values [N, 5] of metrics()."""
+    current = logprobs.detach()
+    old = current if batch.old_logprobs is None else batch.old_logprobs
+    log_ratio = _log_ratio(logprobs, old, batch.sequences if config.ratio == "sequence" else None)
+    policy, clipped = _policy_term(logprobs, log_ratio, batch.advantages, config)
+    if config.tis_cap is not None and batch.rollout_logprobs is not None:
+        policy = policy * (old - batch.rollout_logprobs).exp().clamp(max=config.tis_cap)
+    loss = policy
+    kl = torch.zeros_like(current)
+    if batch.ref_logprobs is not None:
+        kl = _kl_term(logprobs, batch.ref_logprobs, config.kl or "k3")
+        if config.kl_coef:
+            loss = loss + config.kl_coef * kl
+    if config.entropy_coef:
+        loss = loss - config.entropy_coef * entropy
+    values = torch.stack([part.detach() for part in (logprobs, entropy, policy, kl, clipped.to(kl))], 1)
+    if batch.mask is not None:
+        values = values.masked_fill(~batch.mask[:, None], 0)
+    return loss * batch.weights, values
+
+
+def _weights(
+    kept: Tensor, sequences: _Sequences | None, config: PolicyLossConfig, normalizer: float | Tensor | None
+) -> Tensor:
+    count = kept.sum()
+    if sequences is not None and config.aggregate != "token":
+        count = (sequences.sizes > 0).sum()
+        if config.aggregate == "sequence":
+            kept = kept / sequences.sizes.clamp(min=1)[sequences.of_token]
+        elif config.constant_length is not None:
+            count = count * config.constant_length
+    return kept / (count.clamp(min=1) if normalizer is None else normalizer)
 
 
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, sequences: _Sequences | None) -> Tensor:
@@ -194,71 +296,6 @@ def _kl_term(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
     if estimator == "k2":
         return 0.5 * x.square()
     return _K3.apply((-x).clamp(max=LOG_RATIO_BOUND))
-
-
-def _loss(
-    logprobs: Tensor,
-    entropy: Tensor,
-    advantages: Tensor,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    rollout_logprobs: Tensor | None,
-    mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    config: PolicyLossConfig,
-    normalizer: float | Tensor | None,
-) -> tuple[Tensor, PolicyLossMetrics]:
-    rows = len(logprobs)
-    _check(rows, advantages, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens, config, normalizer)
-    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask
-    weights = mask.to(logprobs.dtype)
-    sequences = None if cu_seqlens is None else _sequences(cu_seqlens, weights)
-    if sequences is not None and len(advantages) != rows:
-        advantages = advantages.to(weights.device)[sequences.of_token]
-
-    def clean(values: Tensor) -> Tensor:
-        return values.to(logprobs).masked_fill(~mask, 0)
-
-    advantages, current = clean(advantages), logprobs.detach()
-    old = current if old_logprobs is None else clean(old_logprobs)
-    log_ratio = _log_ratio(logprobs, old, sequences if config.ratio == "sequence" else None)
-    policy, clipped = _policy_term(logprobs, log_ratio, advantages, config)
-    rollout_diff = None
-    if rollout_logprobs is not None:
-        rollout = clean(rollout_logprobs)
-        rollout_diff = (current - rollout).abs()
-        if config.tis_cap is not None:
-            policy = policy * (old - rollout).exp().clamp(max=config.tis_cap)
-    loss = policy
-    kl = torch.zeros_like(current)
-    if ref_logprobs is not None:
-        kl = _kl_term(logprobs, clean(ref_logprobs), config.kl or "k3")
-        if config.kl_coef:
-            loss = loss + config.kl_coef * kl
-    if config.entropy_coef:
-        loss = loss - config.entropy_coef * entropy
-    metrics = PolicyLossMetrics(
-        logprobs=current, entropy=entropy.detach(), rollout_diff=rollout_diff,
-        policy_loss=policy.detach().sum(), kl=kl.detach().sum(), entropy_sum=entropy.detach().sum(),
-        clipped=(clipped & mask).sum(), tokens=mask.sum())
-    return _aggregate(loss, weights, sequences, config, normalizer), metrics
-
-
-def _aggregate(
-    loss: Tensor,
-    weights: Tensor,
-    sequences: _Sequences | None,
-    config: PolicyLossConfig,
-    normalizer: float | Tensor | None,
-) -> Tensor:
-    count = weights.sum()
-    if sequences is not None and config.aggregate != "token":
-        count = (sequences.sizes > 0).sum()
-        if config.aggregate == "sequence":
-            weights = weights / sequences.sizes.clamp(min=1)[sequences.of_token]
-        elif config.constant_length is not None:
-            count = count * config.constant_length
-    return (loss * weights).sum() / (count.clamp(min=1) if normalizer is None else normalizer)
 
 
 def _check(

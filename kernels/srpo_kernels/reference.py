@@ -1,20 +1,20 @@
 """The oracle: every public function with the same signature, in plain torch whatever is installed.
 
-Only the row statistics of the logits have other implementations, so each of these is the public function with that
-choice fixed; srpo_kernels/statistics.py is the arithmetic.
+Each is the public function with its backend fixed: the row statistics of statistics.py, and the formulas of losses.py
+under autograd, in place of the compiled kernels.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from srpo_kernels import logprob, losses
-from srpo_kernels.advantage import group_advantage
+from srpo_kernels import advantage, linear, logprob, losses
 
+group_advantage = partial(advantage.group_advantage, backend="torch")
 token_logprobs = partial(logprob.token_logprobs, backend="torch")
-linear_token_logprobs = partial(logprob.linear_token_logprobs, backend="torch")
+linear_token_logprobs = partial(linear.linear_token_logprobs, backend="torch")
 policy_loss = partial(losses.policy_loss, backend="torch")
-linear_policy_loss = partial(losses.linear_policy_loss, backend="torch")
+linear_policy_loss = partial(linear.linear_policy_loss, backend="torch")
 grpo_loss = partial(losses.grpo_loss, backend="torch")
 
 __all__ = [

@@ -1,8 +1,10 @@
-"""Row statistics of logits in plain torch: what the C++ extension computes, in the same form (see csrc/ops.cpp).
+"""Row statistics of logits in plain torch, in the form that the compiled backends compute them (see csrc/ops.cpp).
 
 A row of logits x at temperature T is reduced to [m, s, t, x_y]: its maximum, sum exp((x - m) / T), sum of the same
 times (x - m) / T, and the target's logit (0 where the target is not among the columns). Log-probability and entropy
 follow, for one tensor or for the shards of a vocabulary. The maximum gets no gradient: nothing depends on its choice.
+
+The functions are those of ops.Operators, but for the loss in one pass.
 """
 
 from __future__ import annotations
@@ -11,6 +13,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+one_pass = False
+
+
+def statistics(
+    logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace_backward: bool = False
+) -> Tensor:
+    """Statistics [N, 4] of logits [N, V], float32 (float64 for float64); differentiable.
+
+    tokens [N] count from this tensor's first column and may lie outside; columns: how many take part, from the first.
+    """
+    return _Statistics.apply(logits, tokens, temperature, columns, inplace_backward)
+
+
+def statistics_backward(
+    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int
+) -> Tensor:
+    """Gradient [N, V] in the logits' dtype; exactly 0 for a row whose grad is 0."""
+    out = torch.empty_like(logits)
+    _backward_into(out, grad, statistics, logits, tokens, temperature, columns)
+    return out
+
+
+def statistics_backward_(
+    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int
+) -> None:
+    """The same, written over the logits."""
+    _backward_into(logits, grad, statistics, logits, tokens, temperature, columns)
+
+
+def scale_rows_(matrix: Tensor, scale: Tensor) -> None:
+    """Multiply row n of matrix [N, V] by scale[n]."""
+    matrix *= scale.unsqueeze(1)
 
 
 def _exponentials(x: Tensor, maximum: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -24,11 +59,7 @@ def _widen(logits: Tensor, columns: int) -> Tensor:
     return logits[:, :columns].to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def forward(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> Tensor:
-    """Statistics [N, 4] of logits [N, V], float32 (float64 for float64).
-
-    tokens [N] count from this tensor's first column and may lie outside; columns: how many take part, from the first.
-    """
+def _forward(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> Tensor:
     x = _widen(logits, columns)
     if columns == 0:
         return x.new_tensor([-torch.inf, 0, 0, 0]).repeat(len(x), 1)
@@ -39,14 +70,13 @@ def forward(logits: Tensor, tokens: Tensor, temperature: float, columns: int) ->
     return torch.stack([maximum, e.sum(1), (e * d).sum(1), target.masked_fill(~here, 0)], 1)
 
 
-def backward(
-    grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool
-) -> Tensor:
-    """Gradient [N, V] in the logits' dtype, over the logits if inplace; exactly 0 for a row whose grad is 0."""
-    out = logits if inplace else torch.empty_like(logits)
+def _backward_into(
+    out: Tensor, grad: Tensor, statistics: Tensor, logits: Tensor, tokens: Tensor, temperature: float, columns: int
+) -> None:
+    """out may be the logits."""
     out[:, columns:] = 0
     if columns == 0:
-        return out
+        return
     e, d = _exponentials(_widen(logits, columns), statistics[:, 0], temperature)
     _, grad_sum, grad_term, grad_target = grad.unsqueeze(2).unbind(1)
     dx = e * (grad_sum + grad_term * (1 + d)) / temperature
@@ -54,23 +84,22 @@ def backward(
     # Before rounding to the logits' dtype: p_y - 1 of a likely token would vanish after it.
     dx.scatter_add_(1, tokens.clamp(0, columns - 1).unsqueeze(1), grad_target * here)
     out[:, :columns] = dx.masked_fill((grad[:, 1:] == 0).all(1, keepdim=True), 0)
-    return out
 
 
 class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool) -> Tensor:
-        result = forward(logits, tokens, temperature, columns)
+        result = _forward(logits, tokens, temperature, columns)
         ctx.save_for_backward(result, logits, tokens)
-        ctx.options = (temperature, columns, inplace)
+        ctx.options = (temperature, columns)
+        ctx.inplace = inplace
         return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        return backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None
-
-
-def differentiable(logits: Tensor, tokens: Tensor, temperature: float, columns: int, inplace: bool) -> Tensor:
-    """forward(), with autograd."""
-    return _Statistics.apply(logits, tokens, temperature, columns, inplace)
+        result, logits, tokens = ctx.saved_tensors
+        if not ctx.inplace:
+            return statistics_backward(grad, result, logits, tokens, *ctx.options), None, None, None, None
+        statistics_backward_(grad, result, logits, tokens, *ctx.options)
+        return logits, None, None, None, None

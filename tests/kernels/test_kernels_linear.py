@@ -7,7 +7,7 @@ from typing import Any
 import naive
 import pytest
 import torch
-from srpo_kernels import PolicyLossConfig, linear_policy_loss, linear_token_logprobs, logprob, reference
+from srpo_kernels import PolicyLossConfig, linear, linear_policy_loss, linear_token_logprobs, reference
 from srpo_kernels import policy_loss as dense_policy_loss
 from torch import Tensor
 
@@ -21,7 +21,7 @@ def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.fixture(params=[1, 4, 5, 13, 1000], ids=lambda rows: f"{rows} rows a chunk")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(logprob, "CHUNK", request.param * WIDTH)
+    monkeypatch.setitem(linear.CHUNK, "cpu", request.param * WIDTH)
     return int(request.param)
 
 
@@ -76,7 +76,7 @@ def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     """Forward and backward, by the largest tensor that any operation makes."""
     hidden, weight, tokens = make(torch.float32)
     hidden, weight = hidden[:, :2], weight[:, :2]  # so that weight.T is no larger than a chunk
-    monkeypatch.setattr(logprob, "CHUNK", 3 * WIDTH)
+    monkeypatch.setitem(linear.CHUNK, "cpu", 3 * WIDTH)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -95,7 +95,7 @@ def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None
 def test_weight_gradient_is_accumulated_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand equal bf16 contributions: a bf16 sum stops growing long before the end."""
     rows = 1000
-    monkeypatch.setattr(logprob, "CHUNK", 4)
+    monkeypatch.setitem(linear.CHUNK, "cpu", 4)
     hidden = torch.ones(rows, 1, dtype=torch.bfloat16)
     weight = torch.zeros(4, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_token_logprobs(hidden, weight, torch.zeros(rows, dtype=torch.int64)).sum().backward()

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from srpo_kernels import extension, statistics, token_logprobs
+from srpo_kernels.ops import Operators
 from torch import Tensor
 
 BACKENDS = ["cpp", "torch"]
+CPP = Operators("srpo", one_pass=True)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Rounding of a stored gradient, relative to the largest: half a unit in the last place, and fp32 arithmetic before it.
 GRADIENT_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float64: 1e-13}
@@ -234,7 +236,7 @@ def test_every_half_and_bfloat16_is_read_exactly() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         values = bits.view(dtype)
         rows = values.unsqueeze(1).repeat(1, 16)  # the vector path
-        got = extension.forward(rows, torch.zeros(len(rows), dtype=torch.int64), 1.0, 16)[:, 0]
+        got = CPP.statistics(rows, torch.zeros(len(rows), dtype=torch.int64), 1.0, 16)[:, 0]
         real = ~values.isnan()
         assert torch.equal(got[real], values[real].float())
 
@@ -245,9 +247,9 @@ def test_gradients_are_rounded_like_torch(dtype: torch.dtype) -> None:
     logits, tokens = make(3, 256, dtype)
     grad = torch.randn(3, 4)
     grad[1] = torch.nan
-    stats = extension.forward(logits, tokens, 1.0, 256)
-    wide = extension.backward(grad, stats, logits.float(), tokens, 1.0, 256, False)
-    narrow = extension.backward(grad, stats, logits, tokens, 1.0, 256, False)
+    stats = CPP.statistics(logits, tokens, 1.0, 256)
+    wide = CPP.statistics_backward(grad, stats, logits.float(), tokens, 1.0, 256)
+    narrow = CPP.statistics_backward(grad, stats, logits, tokens, 1.0, 256)
     torch.testing.assert_close(narrow, wide.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
@@ -256,25 +258,28 @@ def test_gradients_are_rounded_like_torch(dtype: torch.dtype) -> None:
 def test_extension_statistics_match_torch(dtype: torch.dtype, columns: int) -> None:
     logits, _ = make(6, 64, dtype)
     tokens = torch.tensor([-5, 0, 29, 30, 63, 64])  # other shards' tokens are outside
-    want = statistics.forward(logits, tokens, 0.9, columns)
-    got = extension.forward(logits, tokens, 0.9, columns)
+    want = statistics.statistics(logits, tokens, 0.9, columns)
+    got = CPP.statistics(logits, tokens, 0.9, columns)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
     grad = torch.randn(6, 4)
     grad[2] = 0
     bound = GRADIENT_TOLERANCE[dtype]
-    for inplace in (False, True):
-        expected = statistics.backward(grad, want, logits.clone(), tokens, 0.9, columns, inplace)
-        result = extension.backward(grad, got, logits.clone(), tokens, 0.9, columns, inplace)
-        torch.testing.assert_close(result, expected, rtol=bound, atol=bound)
-        assert (result[2] == 0).all()
+    expected = statistics.statistics_backward(grad, want, logits, tokens, 0.9, columns)
+    result = CPP.statistics_backward(grad, got, logits, tokens, 0.9, columns)
+    torch.testing.assert_close(result, expected, rtol=bound, atol=bound)
+    assert (result[2] == 0).all()
+    for module, kept in ((statistics, expected), (CPP, result)):
+        over = logits.clone()
+        module.statistics_backward_(grad, want if module is statistics else got, over, tokens, 0.9, columns)
+        assert torch.equal(over, kept)
 
 
 def test_results_do_not_depend_on_threads() -> None:
     logits, tokens = make(33, 5000)
-    want = extension.forward(logits, tokens, 1.0, 5000)
+    want = CPP.statistics(logits, tokens, 1.0, 5000)
     torch.set_num_threads(2)
     assert extension.get_num_threads() == 2
-    assert torch.equal(extension.forward(logits, tokens, 1.0, 5000), want)
+    assert torch.equal(CPP.statistics(logits, tokens, 1.0, 5000), want)
     extension.set_num_threads(1)
     assert extension.get_num_threads() == 1
     extension.set_num_threads(0)
@@ -284,7 +289,7 @@ def test_results_do_not_depend_on_threads() -> None:
 
 def test_operator_registrations() -> None:
     logits, tokens = make(3, 40)
-    stats = extension.forward(logits, tokens, 1.0, 40)
+    stats = CPP.statistics(logits, tokens, 1.0, 40)
     ops = torch.ops.srpo
     torch.library.opcheck(ops.logprob_statistics.default, (logits.requires_grad_(), tokens, 1.0, 40))
     rest = (torch.randn(3, 4), stats, logits.detach(), tokens, 1.0, 40)
