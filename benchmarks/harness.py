@@ -1,0 +1,254 @@
+"""Measures cases: every implementation in every round, side by side with the device's ceilings; table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from benchmarks.inputs import Case, Inputs, Rewards
+from benchmarks.peers import ADVANTAGE, EAGER, IMPLEMENTATIONS, OURS, Implementation, Unavailable, installed
+from benchmarks.report import table
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 100
+MODES = ("warm", "cold")
+
+
+@dataclass
+class Bench:
+    """One bench file: its cases, and what the device cannot avoid doing in each."""
+
+    name: str
+    cases: Callable[[str, bool], list[Case]]
+    """(device type, quick) -> cases"""
+    work: Callable[[Case], dict[str, float]]
+    """Bytes, flop or launches by kind of ceiling (timing.Ceilings); the floor is their time, one after the other."""
+    floor: str
+    """In words."""
+    after: Callable[[Session], dict[str, Any]] | None = None
+    """More measurements, printed as they come and recorded under "checks"."""
+
+
+class Run:
+    """One implementation on one case, ready to be called again and again."""
+
+    def __init__(self, implementation: Implementation, x: Inputs | Rewards, reuse: bool = False) -> None:
+        self._x = x
+        self._backward = x.case.backward
+        self._call = implementation.call(x, reuse)
+        self._pristine = self._call.arguments
+        self._arguments = self._pristine
+        if self._backward:
+            wanted = [True, not x.case.frozen][: len(self._pristine)]
+            # Only logits may be written over.
+            self._arguments = tuple(
+                (argument if x.case.hidden else argument.clone()).detach().requires_grad_(needs)
+                for argument, needs in zip(self._pristine, wanted, strict=True))
+
+    def restore(self) -> None:
+        if self._backward and not self._x.case.hidden:
+            for argument, pristine in zip(self._arguments, self._pristine, strict=True):
+                argument.detach().copy_(pristine)
+
+    def __call__(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self._backward:
+            with torch.no_grad():
+                return self._call.function(*self._arguments), ()
+        # Views, because a leaf must not be written over; grad() and not backward(), which would add a copy.
+        views = [argument.view_as(argument) for argument in self._arguments]
+        value = self._call.function(*views)
+        return value, torch.autograd.grad(value, [view for view in views if view.requires_grad], self._x.grad_output)
+
+    def errors(self) -> tuple[float, float | None]:
+        self.restore()
+        value, gradients = self()
+        if not self._backward:
+            return self._x.value_error(value), None
+        return self._x.value_error(value), self._x.gradient_error(self._call.packed(gradients))
+
+
+class Session:
+    """Everything that is measured in one process, on one device."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self.stream = timing.QUICK_STREAM if options.quick else timing.STREAM[self.device.type]
+        self.clock = timing.Clock(self.device, self.stream)
+        self._budget = 0.0 if options.quick else options.seconds
+        self.rows: list[dict[str, Any]] = []
+        self.checks: dict[str, Any] = {}
+
+    def bench(self, bench: Bench) -> None:
+        print(f"\n{bench.name}; floor: {bench.floor}")
+        for case in self._selected(bench.cases(self.device.type, self.options.quick)):
+            rows = self.measure(case, bench.work(case))
+            print(table(case, rows), flush=True)
+            self.rows += rows
+        if bench.after is not None:
+            self.checks |= bench.after(self)
+
+    def _selected(self, cases: Iterable[Case]) -> list[Case]:
+        cases = [case for case in cases if re.search(self.options.filter, case.label)]
+        if self.options.shapes:
+            shapes = [[int(size) for size in shape.split("x")] for shape in self.options.shapes.split(",")]
+            kinds = dict.fromkeys(replace(case, rows=0, vocab=0, hidden=0) for case in cases)
+            cases = [replace(kind, rows=rows, vocab=vocab, hidden=hidden)
+                     for rows, vocab, hidden in (shape + [0] * (3 - len(shape)) for shape in shapes) for kind in kinds]
+        return cases
+
+    def measure(self, case: Case, work: dict[str, float], only: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """A row for each implementation of the case's op; one that cannot run has a "reason" instead of figures."""
+        x = (Rewards if case.op in ADVANTAGE else Inputs)(case, self.device)
+        rows: dict[str, dict[str, Any]] = {}
+        runs: dict[str, dict[str, Run]] = {}
+        for implementation in IMPLEMENTATIONS:
+            name = implementation.name
+            skipped = self.options.skip and re.search(self.options.skip, name)
+            if case.op not in implementation.ops or (only and name not in only) or skipped:
+                continue
+            rows[name] = asdict(case) | {"case": case.label, "implementation": name}
+            with _Reported(name, rows[name]):
+                run = Run(implementation, x)
+                rows[name]["value_error"], rows[name]["gradient_error"] = run.errors()
+                run.restore()
+                rows[name]["peak_memory"] = timing.peak_memory(run, self.device)
+                best = Run(implementation, x, reuse=True) if implementation.reuses else run
+                runs[name] = {"warm": best, "cold": run}
+        ceilings = timing.Ceilings(self.clock, set(work), self.stream, x.arguments if "matrix" in work else ())
+        samples = self._rounds(runs, rows, ceilings)
+        for name in runs:
+            if "reason" not in rows[name]:
+                rows[name] |= _figures(samples, name, work)
+                if self.device.type == "cuda" and work.get("launch"):
+                    rows[name]["graph"] = self._graph(runs[name]["warm"])
+        return list(rows.values())
+
+    def _rounds(
+        self, runs: dict[str, dict[str, Run]], rows: dict[str, dict[str, Any]], ceilings: timing.Ceilings
+    ) -> list[dict[str, Any]]:
+        """Rounds of everything, until the time is spent: what disturbs the machine disturbs all of a round alike."""
+        samples: list[dict[str, Any]] = []
+        spent = 0.0
+        while len(samples) < MIN_ROUNDS or (spent < self._budget * len(runs) and len(samples) < MAX_ROUNDS):
+            sample: dict[str, Any] = {"ceilings": ceilings.sample()}
+            names = [name for name in runs if "reason" not in rows[name]]
+            first = len(samples) % max(1, len(names))
+            for name in names[first:] + names[:first]:
+                with _Reported(name, rows[name]):
+                    sample[name] = {mode: self._one(runs[name][mode], mode) for mode in MODES}
+                    spent += 2 * sample[name]["warm"] + sample[name]["cold"]
+            samples.append(sample)
+        return samples
+
+    def _one(self, run: Run, mode: str) -> float:
+        if mode == "warm":
+            run.restore()
+            run()
+        run.restore()
+        if mode == "cold":
+            self.clock.chill()
+        return self.clock(run)
+
+    def _graph(self, run: Run) -> float | str:
+        try:
+            return timing.graph_seconds(run, self.clock)
+        except RuntimeError as error:  # what cannot be captured
+            return _first_line(error)
+
+    def document(self) -> dict[str, Any]:
+        packages = sorted({"torch", "triton"} | {each.package for each in IMPLEMENTATIONS if each.package is not None})
+        measured: dict[str, float] = {}
+        for row in self.rows:
+            for kind, rate in row.get("ceilings", {}).items():
+                measured[kind] = max(rate, measured.get(kind, 0.0))
+        return {
+            "device": timing.device_name(self.device), "threads": torch.get_num_threads(), "quick": self.options.quick,
+            "versions": {package: installed(package) for package in packages},
+            "commit": _commit(), "ceilings": measured, "clocks": timing.clocks(self.device),
+            "checks": self.checks, "rows": self.rows,
+        }
+
+
+class _Reported:
+    """Turns what a peer raises into its row's reason. Ours must run: its errors propagate."""
+
+    def __init__(self, name: str, row: dict[str, Any]) -> None:
+        self._name, self._row = name, row
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception) or self._name == OURS:
+            return False
+        known = isinstance(error, Unavailable)
+        self._row["reason"] = str(error) if known else f"failed: {type(error).__name__}: {_first_line(error)}"
+        return True
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:160]
+
+
+def _figures(samples: list[dict[str, Any]], name: str, work: dict[str, float]) -> dict[str, Any]:
+    """Medians over rounds, and of the ratios within a round."""
+    samples = [sample for sample in samples if name in sample]
+    floors = [sum(work[kind] / rate for kind, rate in sample["ceilings"].items()) for sample in samples]
+    figures: dict[str, Any] = {
+        "rounds": len(samples), "floor": median(floors), "work": work,
+        "ceilings": {kind: median(sample["ceilings"][kind] for sample in samples) for kind in work},
+    }
+    for mode in MODES:
+        times = [sample[name][mode] for sample in samples]
+        eager = [sample[name][mode] / sample[EAGER][mode] for sample in samples if EAGER in sample]
+        figures[mode] = {
+            "median": median(times), "min": min(times),
+            "to_floor": median(time / floor for time, floor in zip(times, floors, strict=True)),
+            "to_eager": median(eager) if eager else None,
+        }
+    return figures
+
+
+def _commit() -> str | None:
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
+                         capture_output=True)
+    return git.stdout.strip() or None if git.returncode == 0 else None
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    arguments.add_argument("--threads", type=int, help="CPU threads")
+    arguments.add_argument("--quick", action="store_true", help="small shapes; shows that it runs, measures nothing")
+    arguments.add_argument("--shapes", help="instead of the default ones: NxV or, for linear, NxVxH, with commas")
+    arguments.add_argument("--filter", default="", metavar="REGEX", help="only cases whose label matches")
+    arguments.add_argument("--skip", default="", metavar="REGEX", help="not the implementations whose name matches")
+    arguments.add_argument("--seconds", type=float, default=1.0, help="for each implementation of a case (%(default)s)")
+    arguments.add_argument("--out", type=Path, help="write everything as JSON")
+    return arguments
+
+
+def main(benches: list[Bench], description: str | None, arguments: list[str] | None = None) -> dict[str, Any]:
+    options = parser(description).parse_args(arguments)
+    session = Session(options)
+    print(f"{timing.device_name(session.device)}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for bench in benches:
+        session.bench(bench)
+    document = session.document()
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(document, indent=1) + "\n")
+    return document
