@@ -110,14 +110,16 @@ def linear_policy_loss(
                              f"{weight_grad.dtype}")
         if config.ratio == "sequence":
             raise ValueError('weight_grad needs ratio="token": ratios of sequences are known only after the last chunk')
+    rows = _Rows(implementation(hidden, backend), local, columns, batch, config, group)
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    if config.ratio == "sequence" or not needs_grad:
+    # Autograd inside an autograd function, as _Rows takes it without the one-pass loss, cannot be compiled.
+    untraceable = torch.compiler.is_compiling() and not rows.one_pass and weight_grad is None
+    if config.ratio == "sequence" or not needs_grad or untraceable:
         logprobs, entropy = linear_token_logprobs(
             hidden, weight, tokens, temperature=config.temperature, return_entropy=True, mask=mask, group=group,
             vocab_size=vocab_size, backend=backend)
         loss, values = row_losses(logprobs, entropy, batch, config)
         return loss.sum(), batch.metrics(values)
-    rows = _Rows(implementation(hidden, backend), local, columns, batch, config, group)
     total, values = _LinearPolicyLoss.apply(hidden, weight, rows, weight_grad)
     return total, batch.metrics(values)
 

@@ -102,7 +102,8 @@ def grpo_loss(
                                  backend="torch" if backend == "torch" else None)
     if len(rewards) != len(cu_seqlens) - 1:
         raise ValueError(f"cu_seqlens must be [{len(rewards) + 1}] for {len(rewards)} rewards, got {len(cu_seqlens)}")
-    advantages = advantages.repeat_interleave(cu_seqlens.to(advantages.device).diff())
+    # One a token, since policy_loss would take [S] for [N] where the two are equal.
+    advantages = advantages[_sequences(cu_seqlens, torch.ones_like(tokens, dtype=torch.float32)).of_token]
     return policy_loss(logits, tokens, advantages, cu_seqlens=cu_seqlens, backend=backend, **options)
 
 
