@@ -197,10 +197,15 @@ class Trainer:
         micro-batch on the last stage, else [].
         """
 
+        variant = loss or self._loss
+        # Megatron learns from autograd alone that a parameter's gradient is ready for its overlapped reduction.
+        direct = variant.ratio == "token" and not self.config.parallel.overlap
+
         def head(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, PolicyLossMetrics]:
+            weight = self.model.output_weight()
             return linear_policy_loss(
                 hidden[batch.rows],
-                self.model.output_weight(),
+                weight,
                 batch.targets,
                 batch.advantages,
                 old_logprobs=batch.old_logprobs,
@@ -208,10 +213,11 @@ class Trainer:
                 rollout_logprobs=batch.rollout_logprobs,
                 mask=batch.mask,
                 cu_seqlens=batch.cu_rows,
-                config=loss or self._loss,
+                config=variant,
                 normalizer=normalizer,
                 group=self.tp_group,
                 vocab_size=self.hf.vocab_size,
+                weight_grad=weight.main_grad if direct else None,
             )
 
         self.ddp.zero_grad_buffer()
