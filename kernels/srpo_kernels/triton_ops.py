@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from srpo_kernels import triton_rows
-from srpo_kernels.ops import DTYPES, SCHEMAS
+from srpo_kernels.ops import DTYPES, SCHEMAS, register
 
 INTERPRETED = not isinstance(triton_rows.statistics_kernel, triton.runtime.JITFunction)
 
@@ -24,21 +24,25 @@ L2_SHARE = 0.75
 
 
 class Tile(NamedTuple):
-    """Shape of a tile, [K, LANES, VEC]: a thread takes K vectors of 16 bytes; LANES is a thread a lane."""
+    """How a kernel takes a row: tiles [k, 32 * warps, VEC], by so many programs a multiprocessor."""
 
     k: int
     warps: int
+    programs: int
 
-    def options(self, dtype: torch.dtype) -> dict[str, int]:
+    def options(self, dtype: torch.dtype) -> dict[str, Any]:
+        # The registers that let all the programs be resident; ptxas may otherwise aim for fewer, and spill.
+        registers = 65536 // (self.programs * self.warps * 32)
         return {"K": self.k, "LANES": 32 * self.warps, "VEC": 16 // dtype.itemsize, "num_warps": self.warps,
-                "enable_fp_fusion": True}
+                "maxnreg": registers, "enable_fp_fusion": True}
 
 
-# Of kernels that read each logit once: four programs a multiprocessor, 32 warps with two loads in flight each.
-STREAM_TILE = Tile(k=2, warps=8)
-STREAM_PROGRAMS = 4
-# Of the policy loss, by the programs a multiprocessor: a single one covers the latency of its loads with more warps.
-POLICY_TILES = {1: Tile(k=4, warps=16), 2: Tile(k=4, warps=8)}
+# Sweeps that read each logit once.
+STREAM = Tile(k=2, warps=8, programs=4)
+# The policy loss with its gradient, which needs its rows to stay in the L2 cache. One program a multiprocessor covers
+# the latency of its loads with more warps; two, where the cache has room for their rows, also that of a row's ends.
+POLICY = Tile(k=4, warps=16, programs=1)
+POLICY_SMALL = Tile(k=4, warps=8, programs=2)
 
 
 @functools.cache
@@ -50,21 +54,16 @@ def _multiprocessors(device: torch.device) -> tuple[int, int]:
     return properties.multi_processor_count, properties.L2_cache_size
 
 
-def live_rows(processors: int, l2_bytes: int, row_bytes: int) -> int:
-    """Rows of the policy loss live at once a multiprocessor: two if they fit in the cache, else one."""
-    return 2 if 2 * processors * row_bytes <= L2_SHARE * l2_bytes else 1
+def policy_tile(processors: int, l2_bytes: int, row_bytes: int) -> Tile:
+    return POLICY_SMALL if POLICY_SMALL.programs * processors * row_bytes <= L2_SHARE * l2_bytes else POLICY
 
 
-def _launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, **options: Any) -> None:
-    rows = on.shape[0]
-    if rows == 0 or on.shape[1] == 0 and kernel is triton_rows.scale_kernel:
+def _launch(kernel: Any, tile: Tile, logits: Tensor, *arguments: Any, **structure: Any) -> None:
+    if len(logits) == 0:
         return
-    with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
-        kernel[(min(rows, programs),)](*arguments, **options)
-
-
-def _stream(device: torch.device) -> int:
-    return STREAM_PROGRAMS * _multiprocessors(device)[0]
+    programs = tile.programs * _multiprocessors(logits.device)[0]
+    with torch.cuda.device(logits.device) if logits.is_cuda else contextlib.nullcontext():
+        kernel[(min(len(logits), programs),)](*arguments, **structure, **tile.options(logits.dtype))
 
 
 def _check(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> None:
@@ -107,8 +106,8 @@ def logprob_statistics(
     _check(logits, tokens, temperature, columns)
     x = _unit_columns(logits)
     statistics = torch.empty((len(x), 4), dtype=torch.float32, device=x.device)
-    _launch(triton_rows.statistics_kernel, _stream(x.device), x, x, tokens.contiguous(), statistics, len(x), x.shape[1],
-            columns, x.stride(0), _scale(temperature), **STREAM_TILE.options(x.dtype))
+    _launch(triton_rows.statistics_kernel, STREAM, x, x, tokens.contiguous(), statistics, len(x), x.shape[1], columns,
+            x.stride(0), _scale(temperature))
     return statistics
 
 
@@ -118,9 +117,9 @@ def _statistics_gradient(
     for name, values in (("grad", grad), ("statistics", statistics)):
         if values.shape != (len(logits), 4) or values.dtype != torch.float32:
             raise ValueError(f"{name} must be [{len(logits)}, 4] float32, got {list(values.shape)} {values.dtype}")
-    _launch(triton_rows.statistics_gradient_kernel, _stream(logits.device), logits, grad.contiguous(),
-            statistics.contiguous(), logits, tokens.contiguous(), out, len(logits), logits.shape[1], columns,
-            logits.stride(0), out.stride(0), _scale(temperature), temperature, **STREAM_TILE.options(logits.dtype))
+    _launch(triton_rows.statistics_gradient_kernel, STREAM, logits, grad.contiguous(), statistics.contiguous(), logits,
+            tokens.contiguous(), out, len(logits), logits.shape[1], columns, logits.stride(0), out.stride(0),
+            _scale(temperature), temperature)
 
 
 def logprob_statistics_backward(
@@ -161,13 +160,13 @@ def _policy_loss(
     loss = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     rows = torch.empty((len(logits), 5), dtype=torch.float32, device=logits.device)
     target = logits if out is None else out
-    processors, l2_bytes = _multiprocessors(logits.device)
-    live = live_rows(processors, l2_bytes, logits.shape[1] * logits.element_size())
-    _launch(triton_rows.policy_loss_kernel, live * processors, logits, logits, tokens.contiguous(),
+    row_bytes = logits.shape[1] * logits.element_size()
+    tile = STREAM if out is None else policy_tile(*_multiprocessors(logits.device), row_bytes)
+    _launch(triton_rows.policy_loss_kernel, tile, logits, logits, tokens.contiguous(),
             *[None if values is None else values.contiguous() for values in per_row.values()], loss, rows, target,
             len(logits), logits.shape[1], columns, logits.stride(0), target.stride(0), _scale(temperature), temperature,
             clip_low, clip_high, dual_clip, kl_coef, entropy_coef, tis_cap, CISPO=cispo, KL=kl,
-            NEEDS_GRAD=out is not None, **POLICY_TILES[live].options(logits.dtype))
+            NEEDS_GRAD=out is not None)
     return loss, rows
 
 
@@ -195,8 +194,8 @@ def scale_rows_(matrix: Tensor, scale: Tensor) -> None:
                          f"{list(matrix.shape)} {matrix.dtype}, strides {matrix.stride()}")
     if scale.shape != matrix.shape[:1] or scale.dtype != torch.float32:
         raise ValueError(f"scale must be [{len(matrix)}] float32, got {list(scale.shape)} {scale.dtype}")
-    _launch(triton_rows.scale_kernel, _stream(matrix.device), matrix, matrix, scale, len(matrix), matrix.shape[1],
-            matrix.stride(0), scale.stride(0), **STREAM_TILE.options(matrix.dtype))
+    _launch(triton_rows.scale_kernel, STREAM, matrix, matrix, scale, len(matrix), matrix.shape[1], matrix.stride(0),
+            scale.stride(0))
     _changed(matrix)
 
 
@@ -205,3 +204,4 @@ for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
     for _key in ("CUDA", "CPU"):
         _library.impl(_name, globals()[_name], _key)
+register("srpo_triton")
