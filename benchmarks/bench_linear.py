@@ -58,8 +58,9 @@ def step_memory(session: Session) -> dict[str, Any]:
         resident = f", {each['resident'] / GIB:.2f} GiB resident" if each["resident"] is not None else ""
         print(f"  H = {hidden}: {each['allocated'] / GIB:.2f} GiB allocated by torch{resident} (measured)")
     source = "measured" if len(sizes) == 1 else "linear in H from the above"
-    print(f"  H = {STEP_HIDDEN}: {peak / GIB:.2f} GiB ({source}), of which gradients of hidden in bf16 and of weight in "
-          f"float32 {gradients / GIB:.2f} GiB, the rest {own / GIB:.2f} GiB (target {TARGET}): {'met' if own < TARGET * GIB else 'NOT MET'}")
+    print(f"  H = {STEP_HIDDEN}: {peak / GIB:.2f} GiB ({source}), of which the gradients of hidden in bf16 and of "
+          f"weight in float32 are {gradients / GIB:.2f} GiB and the rest {own / GIB:.2f} GiB (target {TARGET}): "
+          + ("met" if own < TARGET * GIB else "NOT MET"))
     print(f"  logits and their gradient in bf16, which this replaces: {logits / GIB:.2f} GiB")
     return {"step_memory": {"rows": rows, "vocab": vocab, "measured": dict(zip(map(str, sizes), measured, strict=True)),
                             "hidden": STEP_HIDDEN, "peak": peak, "gradients": gradients, "own": own, "logits": logits,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable
@@ -22,6 +23,7 @@ from benchmarks.report import table
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
 MODES = ("warm", "cold")
+BUSY = 0.5  # one-minute load average, before anything was measured
 
 
 @dataclass
@@ -90,6 +92,9 @@ class Session:
         self._budget = 0.0 if options.quick else options.seconds
         self.rows: list[dict[str, Any]] = []
         self.checks: dict[str, Any] = {}
+        self._load = os.getloadavg()[0]
+        if self._load > BUSY:
+            print(f"load average {self._load:.1f}: something else is running here, expect noise")
 
     def bench(self, bench: Bench) -> None:
         print(f"\n{bench.name}; floor: {bench.floor}")
@@ -177,8 +182,8 @@ class Session:
         return {
             "device": timing.device_name(self.device), "threads": torch.get_num_threads(), "quick": self.options.quick,
             "versions": {package: installed(package) for package in packages},
-            "commit": _commit(), "ceilings": measured, "clocks": timing.clocks(self.device),
-            "checks": self.checks, "rows": self.rows,
+            "commit": _commit(), "ceilings": measured, "load": [self._load, os.getloadavg()[0]],
+            "clocks": timing.clocks(self.device), "checks": self.checks, "rows": self.rows,
         }
 
 

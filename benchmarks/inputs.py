@@ -119,6 +119,7 @@ class Inputs:
 
         logprobs = torch.cat([self._logprobs(block) for block, _ in self._blocks()])
         choice = torch.randint(len(LOG_RATIOS), (rows,), generator=host)
+        choice[mask.nonzero()[0]] = LOG_RATIOS.index(0.0)  # one token at least has a gradient
         self.old_logprobs = logprobs.float() - torch.tensor(LOG_RATIOS)[choice].to(device)
         logprobs.requires_grad_()
         with torch.enable_grad():
@@ -190,7 +191,7 @@ class Inputs:
 def _relative(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     error = largest = 0.0
     for actual, expected in pairs:
-        difference = float((actual.double() - expected).abs().max())
+        difference = float((actual.detach().double() - expected).abs().max())
         error = difference if difference != difference else max(error, difference)  # a NaN stays
         largest = max(largest, float(expected.abs().max()))
     return error / largest
