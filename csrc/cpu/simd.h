@@ -10,10 +10,12 @@
 #include <limits>
 
 #define SRPO_INLINE inline __attribute__((always_inline))
+#ifndef SRPO_CLONES  // tests compile each instruction set by itself
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #define SRPO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SRPO_CLONES
+#endif
 #endif
 
 namespace srpo::cpu {

@@ -14,3 +14,9 @@ def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", params=["cpp"])
+def one_pass(request: pytest.FixtureRequest) -> str:
+    """A backend that computes the policy loss and its gradient in one pass."""
+    return str(request.param)
