@@ -4,8 +4,8 @@ inside it that are rarely taken, as the target's in the gradient).
 
     python -m benchmarks.static_cuda [--out FILE]
 
-compiles csrc/cuda for sm_90a, prints a table and writes it as JSON; also says whether sm_80 and sm_100 and the host side
-compile. Instructions are counted only where there is a cuobjdump: CUDA's or the one that comes with Triton.
+compiles csrc/cuda for sm_90a, prints a table and writes it as JSON; also says whether it compiles for sm_80 and sm_100,
+and the host side. Instructions are counted only where there is a cuobjdump: CUDA's or the one that comes with Triton.
 Exits 2 without nvcc, 1 where something does not compile.
 """
 
@@ -150,7 +150,8 @@ def table(kernels: list[Kernel]) -> str:
             "/".join(map(str, other)) or "-", k.instructions_per_element or "-",
             k.exp2_per_element if k.exp2_per_element is not None else "-"))])
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in rows)
+    lines = ("  ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)) for row in rows)
+    return "\n".join(map(str.rstrip, lines))
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
-// Launches of the kernels over rows of logits, in plain pointers: nvcc needs nothing of torch, the host compiler nothing
-// of CUDA but the name of a stream. T: float, BFloat16 or Half. Each returns the launch's error.
+// Launches of the kernels over rows of logits, in plain pointers: nvcc needs nothing of torch, the host's compiler
+// nothing of CUDA but its runtime's names. T: float, BFloat16 or Half. Each returns the launch's error.
 #pragma once
 
 #include <cuda_runtime_api.h>

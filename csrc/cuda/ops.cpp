@@ -1,6 +1,6 @@
 // The CUDA side of the operators in csrc/ops.cpp: the log-prob gather. (policy_loss_rows on CUDA is Triton's.)
 //
-// Of CUDA's parts of torch only the current stream is used, so that this file compiles against a CPU build of torch too.
+// Of the CUDA parts of torch only the current stream is used: this file compiles against a CPU build of torch too.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

@@ -1,6 +1,6 @@
-// Kernels over rows of logits: statistics (one read) and their gradient (one read, one write). A block takes a row, or a
-// split of it, at a time; the first and last elements of a misaligned or ragged row go one by one, the rest in vectors of
-// 16 bytes. Partial results merge in a fixed order: the same launch gives the same bits.
+// Kernels over rows of logits: statistics (one read) and their gradient (one read, one write). A block takes a row, or
+// part of one, at a time; the first and last elements of a misaligned or ragged row go one by one, the rest in vectors
+// of 16 bytes. Partial results merge in a fixed order: every run gives the same bits.
 //
 // Exponents are in base 2 (the hardware's): d = (x - m) / T * log2(e), with x - m formed first, which is exact where it
 // matters under a large common offset.
