@@ -18,8 +18,8 @@ extern "C" void statistics(const {type}* x, long count, float octaves, double* o
   const Statistics s = segment_statistics(x, count, octaves);
   out[0] = s.maximum, out[1] = s.sum, out[2] = s.term;
 }}
-extern "C" void gradient(const {type}* x, long count, float m, float octaves, float constant, float slope, {type}* out) {{
-  segment_gradient(x, count, m, octaves, constant, slope, out);
+extern "C" void gradient(const {type}* x, long count, float m, float octaves, float a, float b, {type}* out) {{
+  segment_gradient(x, count, m, octaves, a, b, out);
 }}
 """
 TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
@@ -38,8 +38,8 @@ def test_architecture(tmp_path: Path, architecture: str, dtype: torch.dtype) -> 
     source, library = tmp_path / "segment.cpp", tmp_path / "segment.so"
     source.write_text(WRAPPER.format(root=ROOT, type=TYPES[dtype]))
     includes = [flag for path in include_paths() for flag in ("-I", path)]
-    subprocess.run(["g++", "-std=c++20", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-DSRPO_CLONES=", "-DC10_USING_CUSTOM_GENERATED_MACROS",
-                    f"-march={architecture}", *includes, str(source), "-o", str(library)], check=True)
+    flags = ["-std=c++20", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-DSRPO_CLONES=", f"-march={architecture}"]
+    subprocess.run(["g++", *flags, *includes, str(source), "-o", str(library)], check=True)
     compiled = ctypes.CDLL(str(library))
     for count in (1, 31, 32, 33, 64, 100, 4096, 4099, 8192):
         x = (torch.randn(count) * 5).to(dtype)

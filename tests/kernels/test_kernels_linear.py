@@ -106,6 +106,54 @@ def test_weight_gradient_is_accumulated_in_float32(monkeypatch: pytest.MonkeyPat
     assert stuck < 500, "the case no longer catches accumulation in bf16"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradient_straight_to_a_buffer(chunk: int, dtype: torch.dtype) -> None:
+    """Added to what is there, in float32; autograd gets only the hidden states'."""
+    hidden, weight, tokens = make(dtype)
+    advantages, mask = torch.randn(ROWS), torch.rand(ROWS) > 0.2
+    linear_policy_loss(hidden, weight, tokens, advantages, mask=mask)[0].backward()
+    want = (hidden.grad, weight.grad)
+    hidden.grad = weight.grad = None
+    start = torch.randn(WIDTH, HIDDEN)
+    buffer = start.clone()
+    linear_policy_loss(hidden, weight, tokens, advantages, mask=mask, weight_grad=buffer)[0].backward()
+    assert weight.grad is None and torch.equal(hidden.grad, want[0])
+    bound = 1e-5 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(buffer - start, want[1].float(), rtol=bound, atol=1e-5)
+    scaled = linear_policy_loss(hidden, weight, tokens, advantages, mask=mask, weight_grad=buffer)[0] * 2
+    with pytest.raises(RuntimeError, match="gradient of 1"):
+        scaled.backward()
+
+
+def test_no_gradient_leaves_the_buffer_alone() -> None:
+    hidden, weight, tokens = make(torch.float32)
+    buffer = torch.zeros(WIDTH, HIDDEN)
+    with torch.no_grad():
+        linear_policy_loss(hidden, weight, tokens, torch.randn(ROWS), weight_grad=buffer)
+    assert (buffer == 0).all()
+
+
+def test_three_products_forward_none_backward() -> None:
+    """What makes a step's floor; the recomputing path takes a fourth."""
+    hidden, weight, tokens = make(torch.float32)
+    counts: list[int] = []
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counts[-1] += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+            return function(*args, **(kwargs or {}))
+
+    for config in (PolicyLossConfig(), PolicyLossConfig(ratio="sequence")):
+        cu_seqlens = torch.tensor([0, ROWS])
+        with Products():
+            counts.append(0)
+            loss, _ = linear_policy_loss(
+                hidden, weight, tokens, torch.randn(ROWS), cu_seqlens=cu_seqlens, config=config)
+            counts.append(0)
+            loss.backward()
+    assert counts == [3, 0, 1, 3]
+
+
 def test_masked_rows_may_hold_anything() -> None:
     hidden, weight, tokens = make(torch.float32)
     mask = torch.ones(ROWS, dtype=torch.bool)
@@ -133,5 +181,10 @@ def test_bad_input() -> None:
         linear_token_logprobs(hidden.float(), weight, tokens)
     with pytest.raises(ValueError, match=r"weight \[V, H\]"):
         linear_token_logprobs(hidden, weight[:, :3], tokens)
+    with pytest.raises(ValueError, match=r"weight_grad must be \[40, 8\] float32"):
+        linear_policy_loss(hidden, weight, tokens, torch.zeros(ROWS), weight_grad=torch.zeros(40, 8).double())
+    with pytest.raises(ValueError, match="weight_grad needs"):
+        linear_policy_loss(hidden, weight, tokens, torch.zeros(ROWS), cu_seqlens=torch.tensor([0, ROWS]),
+                           weight_grad=torch.zeros(40, 8), config=PolicyLossConfig(ratio="sequence"))
     with pytest.raises(IndexError, match=r"\[0, 5\)"):
         linear_token_logprobs(hidden, weight, tokens.clamp(min=5), vocab_size=5)

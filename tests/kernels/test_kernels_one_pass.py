@@ -47,7 +47,8 @@ def test_property_like_the_reference(one_pass: Any, rows: int, width: int, dtype
     tokens, advantages = torch.randint(0, vocab_size, (rows,)), torch.randn(rows)
     near = reference.token_logprobs(logits, tokens, vocab_size=vocab_size)
     options: dict[str, Any] = {
-        "mask": torch.rand(rows) > 0.4 if masked else None, "old_logprobs": near + 0.3 * torch.randn(rows) if old else None,
+        "mask": torch.rand(rows) > 0.4 if masked else None,
+        "old_logprobs": near + 0.3 * torch.randn(rows) if old else None,
         "ref_logprobs": near + 0.3 * torch.randn(rows) if ref else None, "vocab_size": vocab_size,
         "config": PolicyLossConfig(kl="k3" if ref else None, kl_coef=0.1 if ref else 0.0, entropy_coef=entropy_coef)}
     results = []
@@ -143,9 +144,10 @@ def test_no_gradient_is_computed_when_none_is_needed(one_pass: Any) -> None:
         quiet, metrics = policy_loss(**arguments, backend=one_pass)
     loss, _, other = gradient(arguments, backend=one_pass)
     assert quiet == loss and torch.equal(metrics.entropy, other.entropy) and not quiet.requires_grad
-    rest = (torch.ones(6), torch.ones(6), None, None, None, 1.0, 300, 0.2, 0.28, torch.inf, False, 3, 0.0, 0.0, torch.inf)
+    per_row = (torch.ones(6), torch.ones(6), None, None, None)
+    rest = (1.0, 300, 0.2, 0.28, torch.inf, False, 3, 0.0, 0.0, torch.inf)
     _, _, grad = implementation(arguments["logits"], one_pass).policy_loss_rows(
-        arguments["logits"], arguments["tokens"], *rest, False)
+        arguments["logits"], arguments["tokens"], *per_row, *rest, False)
     assert grad.shape == (0, 300)
 
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from srpo_kernels import PolicyLossConfig, linear_policy_loss, linear_token_logprobs, policy_loss, token_logprobs
+from srpo_kernels import (
+    PolicyLossConfig,
+    linear,
+    linear_policy_loss,
+    linear_token_logprobs,
+    policy_loss,
+    token_logprobs,
+)
 
 ROWS, WIDTH, HIDDEN = 11, 64, 6
 # On 4 ranks of 16 columns: nothing padded; a shard in part; the last shard, and then the last two, padding alone.
@@ -67,7 +74,11 @@ def check_logprobs(group: dist.ProcessGroup, vocab_size: int, dtype: torch.dtype
     assert all(torch.equal(results[0], other) for other in results), "ranks disagree"
 
 
-def check_policy_loss(group: dist.ProcessGroup, vocab_size: int) -> None:
+TOKEN = PolicyLossConfig(entropy_coef=0.1, dual_clip=2.0, kl="k3", kl_coef=0.1)
+SEQUENCE = PolicyLossConfig(ratio="sequence", aggregate="sequence", entropy_coef=0.1, dual_clip=2.0)
+
+
+def check_policy_loss(group: dist.ProcessGroup, vocab_size: int, config: PolicyLossConfig) -> None:
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     own = slice(rank * WIDTH // ranks, (rank + 1) * WIDTH // ranks)
     hidden = torch.randn(ROWS, HIDDEN, dtype=torch.float64, requires_grad=True)
@@ -75,18 +86,21 @@ def check_policy_loss(group: dist.ProcessGroup, vocab_size: int) -> None:
     tokens, advantages = torch.randint(0, vocab_size, (ROWS,)), torch.tensor([1.0, -0.5])
     old = linear_token_logprobs(hidden, weight, tokens, vocab_size=vocab_size).detach() + 0.3 * torch.randn(ROWS)
     options: dict[str, Any] = {
-        "old_logprobs": old, "mask": torch.rand(ROWS) > 0.3, "cu_seqlens": torch.tensor([0, 4, ROWS]),
-        "vocab_size": vocab_size,
-        "config": PolicyLossConfig(ratio="sequence", aggregate="sequence", entropy_coef=0.1, dual_clip=2.0)}
+        "old_logprobs": old, "ref_logprobs": old + 0.1 * torch.randn(ROWS), "mask": torch.rand(ROWS) > 0.3,
+        "cu_seqlens": torch.tensor([0, 4, ROWS]), "vocab_size": vocab_size, "config": config}
     want, want_metrics = linear_policy_loss(hidden, weight, tokens, advantages, **options)
     want_grads = torch.autograd.grad(want, (hidden, weight))
 
     shard = weight.detach()[own].clone().requires_grad_()
-    got, metrics = linear_policy_loss(hidden, shard, tokens, advantages, group=group, **options)
-    partial, grad_shard = torch.autograd.grad(got, (hidden, shard))
+    linear.CHUNK["cpu"] = 4 * len(shard)  # three chunks
+    with Collectives() as forward:
+        got, metrics = linear_policy_loss(hidden, shard, tokens, advantages, group=group, **options)
+    with Collectives() as backward:
+        partial, grad_shard = torch.autograd.grad(got, (hidden, shard))
+    assert (forward.count, backward.count) == (3 if config.ratio == "token" else 1, 0)
     dist.all_reduce(partial, group=group)  # what Megatron's tensor-parallel region does
     torch.testing.assert_close((got, partial, grad_shard), (want, want_grads[0], want_grads[1][own]))
-    torch.testing.assert_close(metrics.entropy, want_metrics.entropy)
+    torch.testing.assert_close((metrics.entropy, metrics.kl), (want_metrics.entropy, want_metrics.kl))
 
     logits = (hidden @ weight.T).detach()
     dense = logits[:, own].clone().requires_grad_()
@@ -95,6 +109,25 @@ def check_policy_loss(group: dist.ProcessGroup, vocab_size: int) -> None:
     expected, _ = policy_loss(logits, tokens, advantages, **options)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, dense)[0], torch.autograd.grad(expected, logits)[0][:, own])
+
+
+def check_repeats(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
+    """Bit by bit: a call and the same call again, on this rank and the others."""
+    hidden = torch.randn(ROWS, HIDDEN).to(dtype)
+    weight = torch.randn(WIDTH // dist.get_world_size(group), HIDDEN).to(dtype)
+    tokens, advantages = torch.randint(0, WIDTH, (ROWS,)), torch.randn(ROWS)
+    config = PolicyLossConfig(entropy_coef=0.1)
+    results = []
+    for _ in range(2):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss, metrics = linear_policy_loss(h, w, tokens, advantages, group=group, config=config)
+        loss.backward()
+        results.append((loss.detach(), metrics.logprobs, metrics.entropy, h.grad, w.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for value in results[0][:3]:
+        others = [torch.empty_like(value) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(others, value, group=group)
+        assert all(torch.equal(value, other) for other in others), "ranks disagree"
 
 
 def worker(rank: int, rendezvous: str) -> None:
@@ -108,7 +141,10 @@ def worker(rank: int, rendezvous: str) -> None:
             check_logprobs(group, vocab_size, torch.float32, "cpp")
             check_logprobs(group, vocab_size, torch.bfloat16, "cpp")
             check_logprobs(group, vocab_size, torch.float32, "torch")
-            check_policy_loss(group, vocab_size)
+            check_policy_loss(group, vocab_size, TOKEN)
+            check_policy_loss(group, vocab_size, SEQUENCE)
+        check_repeats(group, torch.float32)
+        check_repeats(group, torch.bfloat16)
         width = WIDTH // dist.get_world_size(group)
         with pytest.raises(ValueError, match=f"within the {WIDTH} columns of {dist.get_world_size(group)} ranks"):
             token_logprobs(torch.zeros(1, width), torch.tensor([0]), group=group, vocab_size=WIDTH + 1)
