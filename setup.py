@@ -4,7 +4,7 @@ The extension is compiled against the torch that will load it, so it needs `pip 
 torch is not visible the package installs without it (the kernels then run in plain torch), unless SRPO_REQUIRE_EXT=1.
 
 The CUDA part is compiled in where torch is a CUDA build and there is a CUDA toolkit, GPU or not; TORCH_CUDA_ARCH_LIST
-says for which architectures (default 9.0a: Hopper alone).
+says for which architectures, 8.0 or later (default 9.0a: Hopper alone).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def extension() -> dict[str, Any]:
     flags = {"cxx": ["-std=c++20", "-O3", "-g0", "-fopenmp", "-Wall", "-Wno-psabi"], "nvcc": ["-std=c++20", "-O3"]}
     module = (CUDAExtension if cuda else CppExtension)(
         "srpo_kernels._C", SOURCES + CUDA_SOURCES * cuda, depends=HEADERS, extra_compile_args=flags,
-        define_macros=[("SRPO_WITH_CUDA", None)] * cuda, extra_link_args=["-fopenmp"])
+        define_macros=[("SRPO_WITH_CUDA", f'"{torch.version.cuda}"')] * cuda, extra_link_args=["-fopenmp"])
     # Without ninja setuptools compares file times itself and skips a build that is up to date.
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)}}
 

@@ -161,6 +161,12 @@ def test_statistics(emulation: Emulation, dtype: torch.dtype, width: int, multip
 
 
 @every_type
+def test_production_width(emulation: Emulation, dtype: torch.dtype) -> None:
+    logits, tokens = make(2, 151936, dtype, scale=2.0)
+    check_statistics(emulation.statistics(place(logits), tokens), logits, tokens)
+
+
+@every_type
 @pytest.mark.parametrize("offset", [1, 3, 5])
 @pytest.mark.parametrize("stride", [20011, 20016])
 def test_misaligned_rows(emulation: Emulation, dtype: torch.dtype, offset: int, stride: int) -> None:
@@ -313,6 +319,29 @@ def test_static_report_without_nvcc() -> None:
     result = subprocess.run([sys.executable, "-m", "benchmarks.static_cuda"], cwd=ROOT, capture_output=True, text=True,
                             env={**os.environ, "PATH": str(Path(sys.executable).parent)})
     assert result.returncode == 2 and "no nvcc on PATH" in result.stderr
+
+
+SETUP = """
+import sys, torch, torch.utils.cpp_extension as extension
+torch.version.cuda, extension.CUDA_HOME = {version!r}, {home!r}
+sys.argv = ["setup.py", "--name"]
+exec(open("setup.py").read())
+"""
+
+
+@pytest.mark.parametrize("version, home, architectures, said", [
+    ("13.0", "/opt/cuda", None, "for CPU and CUDA 13.0 (9.0a)"),
+    ("13.0", "/opt/cuda", "8.0;9.0", "for CPU and CUDA 13.0 (8.0;9.0)"),
+    ("13.0", None, None, "for CPU only (no CUDA toolkit: set CUDA_HOME)"),
+    (None, None, None, "for CPU only (torch is a CPU build)")])
+def test_setup_says_whether_cuda_is_in(version: str | None, home: str | None, architectures: str | None,
+                                       said: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"}
+    if architectures:
+        environment["TORCH_CUDA_ARCH_LIST"] = architectures
+    result = subprocess.run([sys.executable, "-c", SETUP.format(version=version, home=home)], cwd=ROOT,
+                            capture_output=True, text=True, env=environment)
+    assert f"srpo_kernels._C {said}" in result.stdout, result.stderr
 
 
 # ---- On a GPU ----
