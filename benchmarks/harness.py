@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.inputs import Case, Inputs, Rewards
+from benchmarks.inputs import Case, Inputs, Rewards, leaves_of
 from benchmarks.peers import ADVANTAGE, EAGER, IMPLEMENTATIONS, OURS, Implementation, Unavailable, installed
 from benchmarks.report import table
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
+GRAPH_ROWS = 16  # up to here launches may take longer than the kernels
+PATIENCE = 3  # times --seconds, for a slow peer
 MODES = ("warm", "cold")
 BUSY = 0.5  # one-minute load average, before anything was measured
 
@@ -51,11 +53,8 @@ class Run:
         self._pristine = self._call.arguments
         self._arguments = self._pristine
         if self._backward:
-            wanted = [True, not x.case.frozen][: len(self._pristine)]
-            # Only logits may be written over.
-            self._arguments = tuple(
-                (argument if x.case.hidden else argument.clone()).detach().requires_grad_(needs)
-                for argument, needs in zip(self._pristine, wanted, strict=True))
+            # The common layout's copy is shared: an implementation may hold the card's whole memory while it runs.
+            self._arguments = x.leaves if self._pristine is x.arguments else leaves_of(x.case, self._pristine)
 
     def restore(self) -> None:
         if self._backward and not self._x.case.hidden:
@@ -116,6 +115,7 @@ class Session:
 
     def measure(self, case: Case, work: dict[str, float], only: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         """A row for each implementation of the case's op; one that cannot run has a "reason" instead of figures."""
+        torch.compiler.reset()  # a function is compiled for a few cases only, then runs eagerly
         x = (Rewards if case.op in ADVANTAGE else Inputs)(case, self.device)
         rows: dict[str, dict[str, Any]] = {}
         runs: dict[str, dict[str, Run]] = {}
@@ -137,7 +137,7 @@ class Session:
         for name in runs:
             if "reason" not in rows[name]:
                 rows[name] |= _figures(samples, name, work)
-                if self.device.type == "cuda" and work.get("launch"):
+                if self.device.type == "cuda" and ("launch" in work or case.rows <= GRAPH_ROWS):
                     rows[name]["graph"] = self._graph(runs[name]["warm"])
         return list(rows.values())
 
@@ -146,15 +146,18 @@ class Session:
     ) -> list[dict[str, Any]]:
         """Rounds of everything, until the time is spent: what disturbs the machine disturbs all of a round alike."""
         samples: list[dict[str, Any]] = []
-        spent = 0.0
-        while len(samples) < MIN_ROUNDS or (spent < self._budget * len(runs) and len(samples) < MAX_ROUNDS):
+        spent = dict.fromkeys(runs, 0.0)
+        enough = self._budget * len(runs)
+        while len(samples) < MIN_ROUNDS or (sum(spent.values()) < enough and len(samples) < MAX_ROUNDS):
             sample: dict[str, Any] = {"ceilings": ceilings.sample()}
-            names = [name for name in runs if "reason" not in rows[name]]
+            # A peer that is far slower than the rest does not take part in every round.
+            names = [name for name in runs if "reason" not in rows[name]
+                     and (name in (OURS, EAGER) or spent[name] <= PATIENCE * self._budget)]
             first = len(samples) % max(1, len(names))
             for name in names[first:] + names[:first]:
                 with _Reported(name, rows[name]):
                     sample[name] = {mode: self._one(runs[name][mode], mode) for mode in MODES}
-                    spent += 2 * sample[name]["warm"] + sample[name]["cold"]
+                    spent[name] += 2 * sample[name]["warm"] + sample[name]["cold"]
             samples.append(sample)
         return samples
 

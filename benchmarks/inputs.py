@@ -52,6 +52,13 @@ def lengths_of(total: int, parts: int, ragged: bool, generator: torch.Generator)
     return torch.cat([torch.tensor([0]), cuts, torch.tensor([total])]).diff()
 
 
+def leaves_of(case: Case, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What is differentiated. Logits are copied, as they may be written over."""
+    wanted = [True, not case.frozen][: len(arguments)]
+    return tuple((argument if case.hidden else argument.clone()).detach().requires_grad_(needs)
+                 for argument, needs in zip(arguments, wanted, strict=True))
+
+
 class Rewards:
     """Inputs of group_advantage: 0 or 1 for each of `rows` samples, in groups of about GROUP."""
 
@@ -73,6 +80,7 @@ class Rewards:
         for name in ("lengths", "groups", "rewards", "valid", "value", "offsets"):
             setattr(self, name, getattr(self, name).to(device))
         self.arguments: tuple[Tensor, ...] = ()
+        self.leaves = self.arguments
         self.grad_output = None
 
     def value_error(self, value: Tensor) -> float:
@@ -139,6 +147,10 @@ class Inputs:
         surrogate = torch.minimum(ratio * self.token_advantages,
                                   ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * self.token_advantages)
         return -surrogate.masked_fill(~self.mask, 0).sum() / self.case.active
+
+    @cached_property
+    def leaves(self) -> tuple[Tensor, ...]:
+        return leaves_of(self.case, self.arguments)
 
     def padded(self, values: Tensor) -> Tensor:
         """[N, ...] as [sequences, longest, ...], with anything where `real` is False."""

@@ -236,24 +236,30 @@ def _(x: Inputs) -> Function:
 
 @logprobs("torch linear_cross_entropy", LINEAR)
 def _(x: Inputs) -> Function:
-    """Chunked over tokens where options are given, recomputed in the backward pass; without, it is linear and then
-    cross_entropy."""
+    """As it is without options: a linear layer, then cross_entropy."""
+    function, _ = _linear_cross_entropy()
+    return lambda hidden, weight: -function(hidden, weight, x.tokens, reduction="none")
+
+
+@logprobs("torch linear_cross_entropy, chunked", LINEAR)
+def _(x: Inputs) -> Function:
+    """Over chunks of tokens, whose number it chooses, recomputed in the backward pass."""
     function, options = _linear_cross_entropy()
-    return lambda hidden, weight: -function(hidden, weight, x.tokens, reduction="none", options=options)
+    return lambda hidden, weight: -function(hidden, weight, x.tokens, reduction="none", options=options())
 
 
 @whole("torch linear_cross_entropy, mean", ("linear_cross_entropy",))
 def _(x: Inputs) -> Function:
-    """Both gradients in the forward pass: only for a loss that is a plain mean."""
+    """Chunked, with both gradients in the forward pass: for a loss that is a plain mean."""
     function, options = _linear_cross_entropy()
     targets = _ignored(x)
-    return lambda hidden, weight: function(hidden, weight, targets, ignore_index=-100, options=options)
+    return lambda hidden, weight: function(hidden, weight, targets, ignore_index=-100, options=options())
 
 
-def _linear_cross_entropy() -> tuple[Callable[..., Tensor], Any]:
+def _linear_cross_entropy() -> tuple[Callable[..., Tensor], Callable[[], Any]]:
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         raise Unavailable(f"not in torch {torch.__version__}")
-    return F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy, torch.nn.LinearCrossEntropyOptions
 
 
 @logprobs("trl ChunkedLogProbFunction", LINEAR, package="trl")
