@@ -63,7 +63,7 @@ PYBIND11_MODULE(_C, m) {
     info["compiler"] = __VERSION__;
     info["instructions"] = srpo::cpu::instructions();
 #ifdef SRPO_WITH_CUDA
-    info["cuda"] = "yes";
+    info["cuda"] = SRPO_WITH_CUDA;
 #else
     info["cuda"] = "no";
 #endif

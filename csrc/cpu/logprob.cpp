@@ -19,10 +19,7 @@ void backward_into(
     const at::Tensor& grad, const at::Tensor& statistics, const at::Tensor& logits, const at::Tensor& tokens,
     double temperature, int64_t columns, const at::Tensor& out) {
   const Rows rows = check(logits, tokens, temperature, columns);
-  TORCH_CHECK_VALUE(
-      grad.sizes() == statistics.sizes() && grad.dim() == 2 && grad.size(0) == logits.size(0) && grad.size(1) == 4 &&
-          grad.scalar_type() == at::kFloat && statistics.scalar_type() == at::kFloat,
-      "grad and statistics must be [N, 4] float, got ", grad.sizes(), " and ", statistics.sizes());
+  check_gradient(grad, statistics, rows.count);
   const at::Tensor g = grad.contiguous(), s = statistics.contiguous(), y = tokens.contiguous();
   SRPO_DISPATCH(logits, [&] {
     const auto* x = logits.const_data_ptr<scalar_t>();

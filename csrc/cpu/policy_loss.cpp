@@ -179,12 +179,7 @@ std::tuple<at::Tensor, at::Tensor> policy_loss_rows_(
 }
 
 void scale_rows_(at::Tensor& matrix, const at::Tensor& scale) {
-  TORCH_CHECK_VALUE(
-      matrix.dim() == 2 && (matrix.size(1) <= 1 || matrix.stride(1) == 1),
-      "matrix must be [N, V] with unit column stride, got ", matrix.sizes(), " with strides ", matrix.strides());
-  TORCH_CHECK_VALUE(
-      scale.dim() == 1 && scale.size(0) == matrix.size(0) && scale.scalar_type() == at::kFloat,
-      "scale must be [", matrix.size(0), "] float, got ", scale.sizes(), " ", scale.scalar_type());
+  check_scale(matrix, scale);
   SRPO_DISPATCH(matrix, [&] {
     auto* x = matrix.mutable_data_ptr<scalar_t>();
     const float* s = scale.const_data_ptr<float>();

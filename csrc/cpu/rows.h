@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../check.h"
 #include "segment.h"
 
 namespace srpo::cpu {
@@ -37,18 +38,8 @@ struct Rows {
   bool has(int64_t token) const { return token >= 0 && token < columns; }
 };
 
-inline at::Tensor unit_columns(const at::Tensor& logits) {
-  return logits.dim() != 2 || logits.size(1) <= 1 || logits.stride(1) == 1 ? logits : logits.contiguous();
-}
-
 inline Rows check(const at::Tensor& logits, const at::Tensor& tokens, double temperature, int64_t columns) {
-  TORCH_CHECK_VALUE(logits.dim() == 2, "logits must be [N, V], got ", logits.sizes());
-  TORCH_CHECK_VALUE(
-      tokens.dim() == 1 && tokens.size(0) == logits.size(0) && tokens.scalar_type() == at::kLong,
-      "tokens must be [N] int64 with N = ", logits.size(0), ", got ", tokens.sizes(), " ", tokens.scalar_type());
-  TORCH_CHECK_VALUE(temperature > 0, "temperature must be positive, got ", temperature);
-  TORCH_CHECK_VALUE(
-      columns >= 0 && columns <= logits.size(1), "columns must be within the ", logits.size(1), ", got ", columns);
+  check_rows(logits, tokens, temperature, columns);
   return {logits.size(0), columns, logits.size(1), logits.stride(0), temperature};
 }
 

@@ -48,7 +48,7 @@ def _extension() -> dict[str, Choice]:
     cpu = f"C++ extension, {info['instructions']}, {info['parallel']}, built for torch {info['torch']}"
     cuda = Choice(None, "the C++ extension was built without CUDA")
     if info["cuda"] != "no":
-        cuda = Choice(ops.Operators("srpo", one_pass=False), f"C++ extension, built for {info['cuda']}")
+        cuda = Choice(ops.Operators("srpo", one_pass=False), f"C++ extension, built for CUDA {info['cuda']}")
     return {"cpu": Choice(ops.Operators("srpo", one_pass=True), cpu), "cuda": cuda}
 
 
