@@ -144,15 +144,15 @@ def _loops(code: list[tuple[int, str]]) -> list[int]:
     return found
 
 
-def traffic() -> list[dict[str, Any]]:
+def traffic(dtypes: list[str]) -> list[dict[str, Any]]:
     """Reads and writes a logit, counted by the interpreter in a process of its own, at the largest vocabulary."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.static_triton", "--count"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.static_triton", "--count", "--dtypes", *dtypes]
     run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return json.loads(run.stdout)
 
 
-def _count(width: int, rows: int = 2) -> list[dict[str, Any]]:
+def _count(width: int, dtypes: list[str], rows: int = 2) -> list[dict[str, Any]]:
     from triton.runtime.interpreter import InterpreterBuilder
 
     spans: dict[str, tuple[int, int]] = {}
@@ -181,8 +181,8 @@ def _count(width: int, rows: int = 2) -> list[dict[str, Any]]:
                  for name in spans for kind in ("read", "written")}
         results.append({"kernel": what, "dtype": dtype, "vocabulary": width, **named})
 
-    for name, dtype in DTYPES.items():
-        logits = torch.randn(rows, width).to(dtype)
+    for name in dtypes:
+        logits = torch.randn(rows, width).to(DTYPES[name])
         tokens = torch.randint(0, width, (rows,))
         ones = torch.ones(rows)
         watch(logits=logits)
@@ -227,15 +227,16 @@ def live_rows() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write JSON here as well")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.count:
-        print(json.dumps(_count(VOCABULARIES[0])))
+        print(json.dumps(_count(VOCABULARIES[0], arguments.dtypes)))
         return
-    kernels = [{"kernel": name, "dtype": NAMES[dtype], **report(kernel, dtype)}
-               for name, kernel in KERNELS.items() for dtype in DTYPES.values()]
+    kernels = [{"kernel": name, "dtype": dtype, **report(kernel, DTYPES[dtype])}
+               for name, kernel in KERNELS.items() for dtype in arguments.dtypes]
     results = {"target": "sm_90a", "triton": triton.__version__, "vocabularies": VOCABULARIES, "kernels": kernels,
-               "traffic": traffic(), "live_rows": live_rows()}
+               "traffic": traffic(arguments.dtypes), "live_rows": live_rows()}
     _print(results)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

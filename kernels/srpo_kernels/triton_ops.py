@@ -66,12 +66,17 @@ def _launch(kernel: Any, tile: Tile, logits: Tensor, *arguments: Any, **structur
         kernel[(min(len(logits), programs),)](*arguments, **structure, **tile.options(logits.dtype))
 
 
-def _check(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> None:
-    if not (logits.is_cuda or INTERPRETED):
-        raise ValueError(f"srpo_triton takes CUDA tensors, got {logits.device}; on CPU set TRITON_INTERPRET=1 before "
+def _check_matrix(name: str, matrix: Tensor) -> None:
+    if not (matrix.is_cuda or INTERPRETED):
+        raise ValueError(f"srpo_triton takes CUDA tensors, got {matrix.device}; on CPU set TRITON_INTERPRET=1 before "
                          "Triton is imported, or use the operators of srpo")
-    if logits.dim() != 2 or logits.dtype not in DTYPES:
-        raise ValueError(f"logits must be [N, V] float32, bfloat16 or float16, got {list(logits.shape)} {logits.dtype}")
+    if matrix.dim() != 2 or matrix.dtype not in DTYPES:
+        raise ValueError(
+            f"{name} must be [N, V] float32, bfloat16 or float16, got {list(matrix.shape)} {matrix.dtype}")
+
+
+def _check(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> None:
+    _check_matrix("logits", logits)
     if tokens.shape != logits.shape[:1] or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be [N] int64 with N = {len(logits)}, got {list(tokens.shape)} {tokens.dtype}")
     if not temperature > 0:
@@ -171,12 +176,14 @@ def _policy_loss(
 
 
 def policy_loss_rows(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_matrix("logits", logits)
     *arguments, needs_grad = arguments  # type: ignore[assignment]
     grad = logits.new_empty(logits.shape if needs_grad else (0, logits.shape[1]))
     return *_policy_loss(grad if needs_grad else None, _unit_columns(logits), *arguments), grad
 
 
 def policy_loss_rows_(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    _check_matrix("logits", logits)
     if not _writable(logits):
         loss, rows, grad = policy_loss_rows(logits, *arguments, True)
         logits.copy_(grad)
@@ -187,11 +194,9 @@ def policy_loss_rows_(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def scale_rows_(matrix: Tensor, scale: Tensor) -> None:
-    if not (matrix.is_cuda or INTERPRETED):
-        raise ValueError(f"srpo_triton takes CUDA tensors, got {matrix.device}")
-    if matrix.dim() != 2 or matrix.dtype not in DTYPES or not _writable(matrix):
-        raise ValueError(f"matrix must be [N, V] float32, bfloat16 or float16 with unit column stride, got "
-                         f"{list(matrix.shape)} {matrix.dtype}, strides {matrix.stride()}")
+    _check_matrix("matrix", matrix)
+    if not _writable(matrix):
+        raise ValueError(f"matrix must have unit column stride, got strides {matrix.stride()}")
     if scale.shape != matrix.shape[:1] or scale.dtype != torch.float32:
         raise ValueError(f"scale must be [{len(matrix)}] float32, got {list(scale.shape)} {scale.dtype}")
     _launch(triton_rows.scale_kernel, STREAM, matrix, matrix, scale, len(matrix), matrix.shape[1], matrix.stride(0),
