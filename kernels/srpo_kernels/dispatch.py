@@ -35,6 +35,9 @@ class Choice(NamedTuple):
     reason: str
 
 
+_NOTHING = Choice(None, "no kernels for this kind of device")
+
+
 def _extension() -> dict[str, Choice]:
     """The C++ extension, by device."""
     try:
@@ -49,7 +52,8 @@ def _extension() -> dict[str, Choice]:
     cuda = Choice(None, "the C++ extension was built without CUDA")
     if info["cuda"] != "no":
         cuda = Choice(ops.Operators("srpo", one_pass=False), f"C++ extension, built for CUDA {info['cuda']}")
-    return {"cpu": Choice(ops.Operators("srpo", one_pass=True), cpu), "cuda": cuda}
+    kernels = ops.Operators("srpo", one_pass=True)
+    return {"cpu": Choice(kernels, cpu), "cuda": cuda, "meta": Choice(kernels, "shapes and memory alone")}
 
 
 def _triton() -> dict[str, Choice]:
@@ -70,14 +74,14 @@ def _triton() -> dict[str, Choice]:
 
 _BACKENDS = {"cpp": _extension(), "triton": _triton()}
 # The interpreter is for tests: on CPU it is taken only when asked for by name.
-_ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpp",), "cuda": ("triton", "cpp")}
+_ORDER: dict[str, tuple[Backend, ...]] = {"cpu": ("cpp",), "cuda": ("triton", "cpp"), "meta": ("cpp",)}
 
 
 def _choose(device: str) -> tuple[str, str]:
     """Name of the backend for a kind of device, and the reason."""
     passed_over = []
     for name in _ORDER.get(device, ()):
-        choice = _BACKENDS[name][device]
+        choice = _BACKENDS[name].get(device, _NOTHING)
         if choice.implementation is not None:
             return name, choice.reason
         passed_over.append(choice.reason)
@@ -86,7 +90,7 @@ def _choose(device: str) -> tuple[str, str]:
 
 _CHOSEN = {device: _choose(device) for device in _ORDER}
 for _device, (_name, _reason) in _CHOSEN.items():
-    if _device == "cpu" or torch.version.cuda is not None:
+    if _device == "cpu" or (_device == "cuda" and torch.version.cuda is not None):
         logger.log(logging.WARNING if _name == "torch" else logging.INFO,
                    "kernels on %s: %s (%s)", _device, _name, _reason)
 
@@ -102,7 +106,7 @@ def implementation(logits: Tensor, backend: Backend | None) -> Implementation:
     name = backend or (_CHOSEN[device][0] if device in _CHOSEN and logits.dtype in ops.DTYPES else "torch")
     if name == "torch":
         return statistics
-    choice = _BACKENDS[name].get(device, Choice(None, f"no kernels for {device}"))
+    choice = _BACKENDS[name].get(device, _NOTHING)
     if choice.implementation is None or logits.dtype not in ops.DTYPES:
         reason = choice.reason if choice.implementation is None else "it takes float32, bfloat16 and float16"
         raise ValueError(f'backend "{name}" cannot take {logits.dtype} on {device}: {reason}')

@@ -181,6 +181,7 @@ class _LinearStatistics(torch.autograd.Function):
                 # A row without gradient is left out whatever it holds: 0 * inf would spoil all of the weight's.
                 still = (grad[rows, 1:] == 0).all(1, keepdim=True)
                 _add_product(grad_weight, logits, hidden[rows].masked_fill(still, 0))
+            del logits  # before the next chunk's exist
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
@@ -237,6 +238,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
                 if loss.batch.mask is not None:  # a masked row may hold anything: 0 * inf would spoil it all
                     chunk = chunk.masked_fill(~loss.batch.mask[rows, None], 0)
                 _add_product(grad_weight, logits, chunk)
+            del logits  # before the next chunk's exist
         ctx.module, ctx.dtype, ctx.added = loss.module, weight.dtype, weight_grad is not None
         ctx.save_for_backward(grad_hidden, None if ctx.added else grad_weight)
         every = torch.cat(values)
