@@ -1,9 +1,11 @@
-"""Peak memory of one loss with its gradients, in a process of its own; bench_linear reads the JSON that it prints."""
+"""Peak memory of a training step's loss with its gradients, in a process of its own, as JSON:
+python -m benchmarks.step_memory DEVICE THREADS NxVxH ..."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from srpo_kernels import linear_policy_loss
@@ -23,20 +25,22 @@ def measure(rows: int, vocab: int, hidden: int, device: torch.device) -> dict[st
         torch.autograd.grad(loss, (states, weight))
 
     step(slice(0, 1))  # what libraries set up at first use
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
     before = resident("VmRSS")
     allocated = peak_memory(lambda: step(slice(None)), device)
-    return {"allocated": allocated, "resident": resident("VmHWM") - before if device.type == "cpu" else None}
+    return {"rows": rows, "vocab": vocab, "hidden": hidden, "allocated": allocated,
+            "resident": resident("VmHWM") - before if device.type == "cpu" else None}
 
 
 def resident(field: str) -> int:
     """Bytes of this process that are ("VmRSS") or have at most been ("VmHWM") in memory. Linux."""
-    with open("/proc/self/status") as status:
-        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":
-    *sizes, device_type, threads = sys.argv[1:]
+    device_type, threads, *shapes = sys.argv[1:]
     if int(threads):
         torch.set_num_threads(int(threads))
-    rows, vocab, hidden = map(int, sizes)
-    print(json.dumps(measure(rows, vocab, hidden, torch.device(device_type))))
+    device = torch.device(device_type)
+    print(json.dumps([measure(*map(int, shape.split("x")), device) for shape in shapes]))
