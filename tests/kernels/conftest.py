@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from backends import COMPILED
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +17,7 @@ def _reproducible() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session", params=["cpp"])
+@pytest.fixture(scope="session", params=COMPILED)
 def one_pass(request: pytest.FixtureRequest) -> str:
     """A backend that computes the policy loss and its gradient in one pass."""
     return str(request.param)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import naive
 import pytest
 import torch
+from backends import COMPILED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from srpo_kernels import extension, statistics, token_logprobs
 from srpo_kernels.ops import Operators
 from torch import Tensor
 
-BACKENDS = ["cpp", "torch"]
+BACKENDS = [*COMPILED, "torch"]
 CPP = Operators("srpo", one_pass=True)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Rounding of a stored gradient, relative to the largest: half a unit in the last place, and fp32 arithmetic before it.
@@ -182,7 +183,7 @@ def test_expanded_grad_output_and_rows(backend: str) -> None:
     compare(logits[:1].expand(4, 90), tokens, backend)
 
 
-@both
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
 def test_more_rows_than_a_grid_dimension(backend: str) -> None:
     compare(*make(70_000, 5), backend)
 

@@ -1,7 +1,7 @@
 """The Triton kernels: on the GPU where there is one, else under Triton's interpreter.
 
 The interpreter has to be chosen before Triton is imported, which other tests may have done: the tests themselves are in
-triton_checks.py, which then runs in a process of its own.
+triton_checks.py, which then runs in a process of its own, with what the tests of the other backends ask of this one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     from triton_checks import *  # noqa: F403
 else:
     def test_under_the_interpreter() -> None:
-        checks = Path(__file__).with_name("triton_checks.py")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", str(checks)]
+        here = Path(__file__)
+        checks = [str(here.with_name(name)) for name in (
+            "triton_checks.py", "test_kernels_one_pass.py", "test_kernels_logprob.py", "test_kernels_compile.py")]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-k", "triton", *checks]
         run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
