@@ -59,14 +59,18 @@ def step_memory(session: Session) -> dict[str, Any]:
     source = "measured" if whole else "linear in the tokens"
     print(f"\npeak memory of linear_policy_loss, bf16, both gradients, beyond its inputs; tokens x {vocab} x hidden")
     for each in measured:
-        grown = "" if each["resident"] is None else f", the process grew by {each['resident'] / GIB:.2f} GiB"
-        print(f"  {each['rows']} x {vocab} x {each['hidden']}: measured {each['allocated'] / GIB:.2f} GiB allocated{grown}")
-    print(f"  {rows} x {vocab} x {hidden}: {peak / GIB:.2f} GiB ({source}). Of these the gradients, hidden's in bf16 and\n"
-          f"    weight's accumulated in float32, are {gradients / GIB:.2f} GiB, the rest {own / GIB:.2f} GiB; logits and "
-          f"their gradient in bf16\n    would be {logits / GIB:.2f} GiB. Target for the rest: below {TARGET} GiB, "
-          + ("met" if own < TARGET * GIB else "NOT MET"))
+        grown = "" if each["resident"] is None else f", the process grew by {_gib(each['resident'])}"
+        print(f"  {each['rows']} x {vocab} x {each['hidden']}: {_gib(each['allocated'])} allocated{grown} (measured)")
+    print(f"  {rows} x {vocab} x {hidden}: {_gib(peak)} ({source})\n"
+          f"  of these the gradients, hidden's in bf16 and weight's accumulated in float32: {_gib(gradients)}\n"
+          f"  the rest: {_gib(own)}, target below {TARGET} GiB: {'met' if own < TARGET * GIB else 'NOT MET'}\n"
+          f"  logits and their gradient in bf16, which this replaces: {_gib(logits)}")
     return {"step_memory": {"measured": measured, "rows": rows, "vocab": vocab, "hidden": hidden, "peak": peak,
                             "gradients": gradients, "own": own, "logits": logits, "met": own < TARGET * GIB}}
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
 
 
 def _steps(shapes: list[str], session: Session) -> list[dict[str, Any]]:

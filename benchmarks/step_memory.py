@@ -43,4 +43,5 @@ if __name__ == "__main__":
     if int(threads):
         torch.set_num_threads(int(threads))
     device = torch.device(device_type)
-    print(json.dumps([measure(*map(int, shape.split("x")), device) for shape in shapes]))
+    sizes = [tuple(map(int, shape.split("x"))) for shape in shapes]
+    print(json.dumps([measure(rows, vocab, hidden, device) for rows, vocab, hidden in sizes]))
