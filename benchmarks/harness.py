@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import subprocess
@@ -251,6 +252,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def main(benches: list[Bench], description: str | None, arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser(description).parse_args(arguments)
+    logging.getLogger("srpo_kernels").setLevel(logging.ERROR)  # group_advantage warns of groups of one at every call
     session = Session(options)
     print(f"{timing.device_name(session.device)}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     for bench in benches:
