@@ -113,7 +113,9 @@ def merge(
         shards[dist.get_rank(group)] = statistics  # the one that carries a gradient
     merged = torch.stack(shards)
     if mask is not None:  # before any arithmetic, whose backward pass would make 0 * inf of a masked row
-        merged = torch.where(mask[:, None], merged, merged.new_tensor([0, 1, 0, 0]))
+        neutral = torch.zeros_like(merged)
+        neutral[..., 1] = 1
+        merged = torch.where(mask[:, None], merged, neutral)
     maximum, total, term, target = merged.unbind(2)
     maximum = maximum.detach()
     peak = maximum.amax(0)

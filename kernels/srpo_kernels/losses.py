@@ -162,7 +162,7 @@ class Batch(NamedTuple):
         rollout_diff = None
         if self.rollout_logprobs is not None:
             rollout_diff = (logprobs - self.rollout_logprobs).abs()
-        tokens = torch.tensor(len(values), device=values.device) if self.mask is None else self.mask.sum()
+        tokens = torch.full((), len(values), device=values.device) if self.mask is None else self.mask.sum()
         return PolicyLossMetrics(
             logprobs=logprobs, entropy=entropy, rollout_diff=rollout_diff, policy_loss=policy_loss, kl=kl,
             entropy_sum=entropy_sum, clipped=clipped.to(torch.int64), tokens=tokens)

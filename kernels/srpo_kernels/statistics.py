@@ -62,7 +62,9 @@ def _widen(logits: Tensor, columns: int) -> Tensor:
 def _forward(logits: Tensor, tokens: Tensor, temperature: float, columns: int) -> Tensor:
     x = _widen(logits, columns)
     if columns == 0:
-        return x.new_tensor([-torch.inf, 0, 0, 0]).repeat(len(x), 1)
+        empty = x.new_zeros(len(x), 4)
+        empty[:, 0] = -torch.inf
+        return empty
     maximum = x.amax(1)
     e, d = _exponentials(x, maximum, temperature)
     target = x.gather(1, tokens.clamp(0, columns - 1).unsqueeze(1)).squeeze(1)
