@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from srpo_kernels import triton_ops, triton_rows
+from srpo_kernels import triton_advantage, triton_ops, triton_rows
 from triton.backends.compiler import GPUTarget
 
 # H100 SXM.
@@ -31,7 +31,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Kernel(NamedTuple):
-    """A kernel as the launchers in triton_ops.py call it."""
+    """A kernel over rows as the launchers in triton_ops.py call it."""
 
     name: str
     tile: triton_ops.Tile
@@ -50,68 +50,67 @@ KERNELS = {
     "policy loss, forward": Kernel("policy_loss_kernel", triton_ops.STREAM, {**LOSS, "NEEDS_GRAD": False}),
     "scale rows": Kernel("scale_kernel", triton_ops.STREAM),
 }
-WIDE = ("logits", "out", "matrix")
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SIZES = ("width", "stride", "out_stride", "scale_stride")  # multiples of 16 with both vocabularies
-COUNTS = ("rows", "columns")
+TYPES = {
+    **dict.fromkeys(("scale", "temperature", "clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef",
+                     "tis_cap", "eps", "eps_rest"), "fp32"),
+    **dict.fromkeys(("rows", "columns", *SIZES), "i32"),
+    **dict.fromkeys(("tokens", "offsets", "counts"), "*i64"),
+    "valid": "*u8",
+}
 
 
-def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> Any:
-    """Compiled for sm_90a with the arguments' types, and the divisibility by 16, that a launch would find."""
-    function = getattr(triton_rows, kernel.name)
-    options = kernel.tile.options(dtype)
-    constants = {**kernel.structure, **dict.fromkeys(kernel.absent), **{n: options[n] for n in ("K", "LANES", "VEC")}}
-    signature: dict[str, str] = {}
-    aligned = {}
-    for index, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in WIDE:
-            signature[name] = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}[NAMES[dtype]]
-        elif name in SIZES + COUNTS:
-            signature[name] = "i32"
-        elif name == "tokens":
-            signature[name] = "*i64"
-        else:
-            scalar = name in ("scale", "temperature", "clip_low", "clip_high", "dual_clip", "kl_coef", "entropy_coef",
-                              "tis_cap")
-            signature[name] = "fp32" if scalar else "*fp32"
-        if signature[name].startswith("*") or name in SIZES:
-            aligned[(index,)] = [["tt.divisibility", 16]]
-    constants = {name: value for name, value in constants.items() if name in signature}
-    source = triton.compiler.ASTSource(function, signature, constants, aligned)
-    launch = {name: options[name] for name in ("num_warps", "maxnreg", "enable_fp_fusion")}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch)
+def compile_kernel(function: Any, matrix: str, constants: dict[str, Any], **launch: Any) -> Any:
+    """Compiled for sm_90a with the arguments' types, and the divisibility by 16, that a launch would find.
 
-
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+    matrix: the type of what has one of logits, float32 otherwise.
+    """
+    signature = {name: "constexpr" if name in constants else
+                 f"*{matrix}" if name in ("logits", "out", "matrix") else TYPES.get(name, "*fp32")
+                 for name in function.arg_names}
+    aligned = {(index,): [["tt.divisibility", 16]] for index, (name, kind) in enumerate(signature.items())
+               if kind.startswith("*") or name in SIZES and name not in constants}
+    source = triton.compiler.ASTSource(
+        function, signature, {name: constants[name] for name in signature if name in constants}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True, **launch})
 
 
 def report(kernel: Kernel, dtype: torch.dtype) -> dict[str, Any]:
-    compiled = compile_kernel(kernel, dtype)
-    cubin, shared = compiled.asm["cubin"], compiled.metadata.shared
-    resources = _resources(cubin)
-    code = [(int(address, 16), line.strip()) for address, line in
-            re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", _disassemble(cubin, "-sass"))]
+    options = kernel.tile.options(dtype)
+    constants = {**kernel.structure, **dict.fromkeys(kernel.absent), **{n: options[n] for n in ("K", "LANES", "VEC")}}
+    compiled = compile_kernel(getattr(triton_rows, kernel.name), NAMES[dtype], constants,
+                              num_warps=options["num_warps"], maxnreg=options["maxnreg"])
+    code = _code(compiled)
+    resources = _resources(compiled, code)
     threads = 32 * kernel.tile.warps
     registers = -(-resources["registers"] // 8) * 8  # allocated in units of 8 a thread
-    resident = min(REGISTERS // (registers * threads), WARPS // kernel.tile.warps, SHARED // max(shared, 1))
+    resident = min(REGISTERS // (registers * threads), WARPS // kernel.tile.warps,
+                   SHARED // max(resources["shared_bytes"], 1))
     elements = kernel.tile.k * 16 // dtype.itemsize  # a tile's, of one thread
     return {
-        **resources, "spills": sum(bool(re.search(r"\b(LDL|STL)\b", line)) for _, line in code),
-        "shared_bytes": shared, "warps": kernel.tile.warps, "tile": [kernel.tile.k, threads, 16 // dtype.itemsize],
+        **resources, "warps": kernel.tile.warps, "tile": [kernel.tile.k, threads, 16 // dtype.itemsize],
         "programs": kernel.tile.programs, "resident_programs": resident,
         "occupancy": resident * kernel.tile.warps / WARPS,
         "accesses": accesses(compiled.asm["ptx"]),
+        "l2_policies": sorted(set(re.findall(r"createpolicy\.fractional\.(L2::\w+)", compiled.asm["ptx"]))),
         "instructions_per_logit": [round(count / elements, 1) for count in _loops(code)],
     }
 
 
+def report_advantage() -> dict[str, Any]:
+    constants = {"STD": True, "UNBIASED": 0, "BLOCK": triton_advantage.BLOCK}
+    compiled = compile_kernel(triton_advantage.group_advantage_kernel, "fp32", constants,
+                              num_warps=triton_advantage.BLOCK // 32)
+    return {**_resources(compiled, _code(compiled)), "warps": triton_advantage.BLOCK // 32}
+
+
 def accesses(ptx: str) -> dict[str, int]:
-    """Global loads and stores in the text by kind, width in bytes and cache policy; createpolicy says which L2 hint."""
+    """Global loads and stores in the text by kind, width in bytes and cache hint."""
     kinds: Counter[str] = Counter()
     for kind, modifiers, vector, bits in re.findall(
             r"\b(ld|st)\.global((?:\.[A-Za-z0-9_:]+?)*?)(?:\.v(\d))?\.[a-z](\d+)\b", ptx):
-        hint = modifiers.replace("::cache_hint", "").lstrip(".") or "default"
+        hint = modifiers.lstrip(".") or "default"
         kinds[f"{kind} {int(vector or 1) * int(bits) // 8} bytes, {hint}"] += 1
     return dict(sorted(kinds.items()))
 
@@ -124,9 +123,18 @@ def _disassemble(cubin: bytes, option: str) -> str:
                               text=True).stdout
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
-    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _disassemble(cubin, "-res-usage")))
-    return {"registers": int(usage["REG"]), "local_bytes": int(usage["STACK"]) + int(usage["LOCAL"])}
+def _code(compiled: Any) -> list[tuple[int, str]]:
+    """Address and text of each instruction."""
+    listing = _disassemble(compiled.asm["cubin"], "-sass")
+    return [(int(address, 16), text.strip())
+            for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", listing)]
+
+
+def _resources(compiled: Any, code: list[tuple[int, str]]) -> dict[str, int]:
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _disassemble(compiled.asm["cubin"], "-res-usage")))
+    return {"registers": int(usage["REG"]), "local_bytes": int(usage["STACK"]) + int(usage["LOCAL"]),
+            "spills": sum(bool(re.search(r"\b(LDL|STL)\b", text)) for _, text in code),
+            "shared_bytes": compiled.metadata.shared}
 
 
 def _loops(code: list[tuple[int, str]]) -> list[int]:
@@ -236,7 +244,7 @@ def main() -> None:
     kernels = [{"kernel": name, "dtype": dtype, **report(kernel, DTYPES[dtype])}
                for name, kernel in KERNELS.items() for dtype in arguments.dtypes]
     results = {"target": "sm_90a", "triton": triton.__version__, "vocabularies": VOCABULARIES, "kernels": kernels,
-               "traffic": traffic(arguments.dtypes), "live_rows": live_rows()}
+               "group_advantage": report_advantage(), "traffic": traffic(arguments.dtypes), "live_rows": live_rows()}
     _print(results)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -250,6 +258,8 @@ def _print(results: dict[str, Any]) -> None:
         print(f"{k['kernel']:22} {k['dtype']:5} {k['registers']:5} {k['spills']:6} {k['shared_bytes']:6} "
               f"{k['warps']:5} {k['programs']:8} {k['resident_programs']:8} {k['occupancy']:8.0%}   "
               f"{k['instructions_per_logit']}")
+    k = results["group_advantage"]
+    print(f"{'group advantage':28} {k['registers']:5} {k['spills']:6} {k['shared_bytes']:6} {k['warps']:5}")
     for k in results["kernels"]:
         if k["dtype"] == "bf16":
             print(f"{k['kernel']}: " + "; ".join(f"{count} x {kind}" for kind, count in k["accesses"].items()))

@@ -3,11 +3,11 @@
 The grid is one-dimensional and persistent: program p takes rows p, p + programs, ... A row is swept in tiles
 [K, LANES, VEC], laid out so that a thread owns lane l: it loads K vectors of VEC adjacent elements (16 bytes), and
 reductions over K and VEC stay in its registers. A lane keeps its own running maximum and rescales its sums once a tile,
-so a tile costs no barrier and an element about seven instructions; lanes are merged once, at the row's end.
+so a tile costs no barrier and an element about ten instructions; lanes are merged once, at the row's end.
 
 The policy loss sweeps a row twice, for its statistics and for its gradient. The launcher lets only so many rows be live
-that the second sweep finds them in the L2 cache, and that sweep runs backwards, so that where they do not all fit, the
-part read last is still there.
+that the second sweep finds them in the L2 cache. That sweep runs backwards: of a cache too small for the rows, be it L2
+or the multiprocessor's own, it meets the part that was read last, where forwards it would meet nothing.
 
 Exponents are formed as (x - maximum) * log2(e) / T, the difference first: it is exact under a large common offset.
 """
@@ -204,8 +204,18 @@ def policy_loss_kernel(logits, tokens, advantages, weights, old_logprobs, ref_lo
                        NEEDS_GRAD: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):
     """Loss [N], values [N, 5] and, with NEEDS_GRAD, the gradient; losses.py has the formulas. out may be the logits."""
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        # All at once, before the sweep, which hides their latency.
         weight = tl.load(weights + row)
-        target_row = out + tl.cast(row, tl.int64) * out_stride
+        token = tl.load(tokens + row)
+        advantage = tl.load(advantages + row)
+        if old_logprobs is not None:
+            old = tl.load(old_logprobs + row)
+        if ref_logprobs is not None:
+            ref = tl.load(ref_logprobs + row)
+        if rollout_logprobs is not None:
+            rollout = tl.load(rollout_logprobs + row)
+        here = (token >= 0) & (token < columns)
+        x = logits + tl.cast(row, tl.int64) * stride
         total = 0.0
         logprob = 0.0
         entropy = 0.0
@@ -215,9 +225,6 @@ def policy_loss_kernel(logits, tokens, advantages, weights, old_logprobs, ref_lo
         # Derivatives of the row's loss by its log-probability and by its entropy.
         by_logprob = 0.0
         by_entropy = 0.0
-        x = logits + tl.cast(row, tl.int64) * stride
-        token = tl.load(tokens + row)
-        here = (token >= 0) & (token < columns)
         m = 0.0
         s = 1.0
         t = 0.0
@@ -229,19 +236,17 @@ def policy_loss_kernel(logits, tokens, advantages, weights, old_logprobs, ref_lo
             log_s = tl.log(s)
             logprob = tl.div_rn(x_target - m, temperature) - log_s
             entropy = log_s - t / s
-            old = logprob
-            if old_logprobs is not None:
-                old = tl.load(old_logprobs + row)
+            behind = logprob if old_logprobs is None else old
             policy, by_logprob, clipped = _policy_term(
-                logprob, logprob - old, tl.load(advantages + row), clip_low, clip_high, dual_clip, CISPO)
+                logprob, logprob - behind, advantage, clip_low, clip_high, dual_clip, CISPO)
             clip = clipped.to(tl.float32)
             if rollout_logprobs is not None:
-                factor = tl.exp(old - tl.load(rollout_logprobs + row))
+                factor = tl.exp(behind - rollout)
                 factor = tl.where(factor > tis_cap, tis_cap, factor)
                 policy *= factor
                 by_logprob *= factor
             if ref_logprobs is not None:
-                kl, by_kl = _kl_term(logprob - tl.load(ref_logprobs + row), KL)
+                kl, by_kl = _kl_term(logprob - ref, KL)
                 by_logprob += kl_coef * by_kl
             total = weight * (policy + kl_coef * kl - entropy_coef * entropy)
             by_logprob *= weight
@@ -254,6 +259,7 @@ def policy_loss_kernel(logits, tokens, advantages, weights, old_logprobs, ref_lo
         tl.store(of_row + 3, kl)
         tl.store(of_row + 4, clip)
         if NEEDS_GRAD:
+            target_row = out + tl.cast(row, tl.int64) * out_stride
             if (by_logprob == 0) & (by_entropy == 0):
                 _fill_zeros(target_row, 0, width, K, LANES, VEC)
             else:
