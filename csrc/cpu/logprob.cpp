@@ -2,9 +2,6 @@
 
 #include "logprob.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-
 #include <atomic>
 
 #include "rows.h"
@@ -59,8 +56,10 @@ at::Tensor logprob_statistics(
 at::Tensor logprob_statistics_backward(
     const at::Tensor& grad, const at::Tensor& statistics, const at::Tensor& logits, const at::Tensor& tokens,
     double temperature, int64_t columns) {
-  at::Tensor out = at::empty_like(logits, logits.options(), at::MemoryFormat::Contiguous);
-  backward_into(grad, statistics, unit_columns(logits), tokens, temperature, columns, out);
+  const at::Tensor dense = unit_columns(logits);
+  check(dense, tokens, temperature, columns);
+  const at::Tensor out = new_gradient(dense, dense.size(0), dense.size(1));
+  backward_into(grad, statistics, dense, tokens, temperature, columns, out);
   return out;
 }
 

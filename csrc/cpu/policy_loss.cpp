@@ -3,8 +3,6 @@
 
 #include "policy_loss.h"
 
-#include <ATen/ops/empty.h>
-
 #include <array>
 
 #include "rows.h"
@@ -157,7 +155,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> policy_loss_rows(
     bool needs_grad) {
   const at::Tensor dense = unit_columns(logits);
   TORCH_CHECK_VALUE(dense.dim() == 2, "logits must be [N, V], got ", logits.sizes());
-  at::Tensor grad = at::empty({needs_grad ? dense.size(0) : 0, dense.size(1)}, logits.options());
+  at::Tensor grad = new_gradient(logits, needs_grad ? dense.size(0) : 0, dense.size(1));
   auto [loss, rows] = compute(
       dense, tokens, advantages, weights, old_logprobs, ref_logprobs, rollout_logprobs, temperature, columns,
       {clip_low, clip_high, dual_clip, cispo, kl, kl_coef, entropy_coef, tis_cap}, needs_grad ? &grad : nullptr);

@@ -4,6 +4,11 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -41,6 +46,19 @@ struct Rows {
 inline Rows check(const at::Tensor& logits, const at::Tensor& tokens, double temperature, int64_t columns) {
   check_rows(logits, tokens, temperature, columns);
   return {logits.size(0), columns, logits.size(1), logits.stride(0), temperature};
+}
+
+// A new [rows, width] tensor for a gradient. Its pages are first touched as it is written, and by the 4 KiB that takes
+// longer than the arithmetic: ask for large ones where the system leaves it to the program.
+inline at::Tensor new_gradient(const at::Tensor& like, int64_t rows, int64_t width) {
+  at::Tensor tensor = at::empty({rows, width}, like.options());
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = 1 << 21;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr()), end = begin + tensor.nbytes();
+  const uintptr_t from = (begin + kHuge - 1) / kHuge * kHuge, to = end / kHuge * kHuge;
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: may fail
+#endif
+  return tensor;
 }
 
 // row(r, sweep) for every row, where sweep(body) calls body(i) for each segment of the row. With fewer rows than threads

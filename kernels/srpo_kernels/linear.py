@@ -221,11 +221,12 @@ class _LinearPolicyLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         wide = torch.promote_types(weight.dtype, torch.float32)
+        step = _chunk_rows(weight)
         grad_weight = weight_grad
         if weight_grad is None and ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros_like(weight, dtype=wide)
+            # The product of a single chunk is rounded once, and needs no wider sum.
+            grad_weight = torch.zeros_like(weight, dtype=weight.dtype if len(hidden) <= step else wide)
         losses, values = [hidden.new_empty(0, dtype=wide)], [hidden.new_empty((0, 5), dtype=wide)]
-        step = _chunk_rows(weight)
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             chunk = hidden[rows]
