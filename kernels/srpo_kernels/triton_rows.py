@@ -189,10 +189,10 @@ def _kl_term(x, KL: tl.constexpr):
     else:
         d = tl.where(-x > LOG_RATIO_BOUND, LOG_RATIO_BOUND, -x)
         # exp(d) - 1 - d cancels where d is small, and exp(d) - 1 with it: the series there, to float32's rounding.
-        tail = 1 / 120 + d * (1 / 720 + d * (1 / 5040 + d * (1 / 40320)))
+        tail = 1 / 120 + d * (1 / 720 + d * (1 / 5040 + d * (1 / 40320 + d * (1 / 362880))))
         series = d * d * (1 / 2 + d * (1 / 6 + d * (1 / 24 + d * tail)))
         growth = tl.exp(d) - 1
-        small = tl.abs(d) < 0.35
+        small = tl.abs(d) < 1
         derivative = -tl.where(small, d + series, growth)
         return tl.where(small, series, growth - d), tl.where(-x > LOG_RATIO_BOUND, 0.0, derivative)
 

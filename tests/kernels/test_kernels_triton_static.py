@@ -56,7 +56,7 @@ def test_accesses_are_16_bytes_wide(measured: dict[str, Any]) -> None:
 def test_sweeps_stay_far_from_the_issue_limit(measured: dict[str, Any]) -> None:
     """At 3 TB/s an H100 has time for 19 instructions a bfloat16 logit and sweep; fp32 has twice that."""
     swept = [k for k in measured["kernels"] if k["kernel"] != "scale rows"]
-    assert all(k["instructions_per_logit"] and max(k["instructions_per_logit"]) < 12 for k in swept), swept
+    assert all(k["instructions_per_logit"] and max(k["instructions_per_logit"]) < 15 for k in swept), swept
     assert all(len(k["instructions_per_logit"]) == 2 for k in swept if k["kernel"] == "policy loss")
 
 
