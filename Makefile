@@ -4,6 +4,8 @@
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-gpu    the tests that need an NVIDIA GPU
 # make test-slow   ten kills of a run, the quickstart on three seeds
+# make bench   the kernels against the device and against other libraries, which it installs
+# make kernel-report   registers, spills and memory accesses of the GPU kernels, compiled for an H100 without one
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +16,7 @@ QUICKSTART := data/quickstart
 # Two ranks, on CPU or on two GPUs; one where there is a single GPU.
 RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
-.PHONY: setup train smollm2 test test-slow test-gpu lint clean
+.PHONY: setup train smollm2 test test-slow test-gpu bench kernel-report lint clean
 
 setup: $(VENV)/built
 
@@ -51,6 +53,14 @@ test-slow: $(VENV)/built
 
 test-gpu: $(VENV)/built
 	$(BIN)/pytest -m gpu
+
+bench: $(VENV)/built
+	$(BIN)/pip install -q --no-deps -r requirements/bench.txt
+	$(BIN)/python -m benchmarks --out data/bench.json
+
+kernel-report: $(VENV)/built
+	$(BIN)/python -m benchmarks.static_triton
+	$(BIN)/python -m benchmarks.static_cuda
 
 clean:
 	rm -rf $(VENV) build *.egg-info kernels/srpo_kernels/*.so $(QUICKSTART)
