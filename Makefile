@@ -5,6 +5,7 @@
 # make test-gpu    the tests that need an NVIDIA GPU
 # make test-slow   ten kills of a run, the quickstart on three seeds
 # make bench   the kernels against the device and against other libraries, which it installs
+# make trl-example the loss inside TRL's GRPOTrainer, which it installs
 # make kernel-report   registers, spills and memory accesses of the GPU kernels, compiled for an H100 without one
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ QUICKSTART := data/quickstart
 # Two ranks, on CPU or on two GPUs; one where there is a single GPU.
 RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
-.PHONY: setup train smollm2 test test-slow test-gpu bench kernel-report lint clean
+.PHONY: setup train smollm2 test test-slow test-gpu bench trl-example kernel-report lint clean
 
 setup: $(VENV)/built
 
@@ -57,6 +58,10 @@ test-gpu: $(VENV)/built
 bench: $(VENV)/built
 	$(BIN)/pip install -q --no-deps -r requirements/bench.txt
 	$(BIN)/python -m benchmarks --out data/bench.json
+
+trl-example: $(VENV)/built
+	$(BIN)/pip install -q --no-deps -r requirements/bench.txt
+	$(BIN)/python -W ignore docs/examples/trl_grpo.py
 
 kernel-report: $(VENV)/built
 	$(BIN)/python -m benchmarks.static_triton

@@ -66,13 +66,10 @@ class KernelGRPOTrainer(GRPOTrainer):
                     for name in ("old_per_token_logps", "ref_per_token_logps"))
 
         def policy_loss(hidden, weight):
-            device = hidden.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-            with torch.autocast(device, enabled=False):
-                return linear_policy_loss(
-                    hidden[:, -width - 1 : -1][kept].to(dtype), weight.to(dtype), tokens[kept], advantages[kept],
-                    old_logprobs=old, ref_logprobs=ref, cu_seqlens=F.pad(mask.sum(1).cumsum(0), (1, 0)),
-                    config=self._loss_config(), normalizer=self._normalizer(inputs, mask))
+            return linear_policy_loss(
+                hidden[:, -width - 1 : -1][kept], weight, tokens[kept], advantages[kept], old_logprobs=old,
+                ref_logprobs=ref, cu_seqlens=F.pad(mask.sum(1).cumsum(0), (1, 0)), config=self._loss_config(),
+                normalizer=self._normalizer(inputs, mask))
 
         input_ids = torch.cat([inputs["prompt_ids"], tokens], 1)
         attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)

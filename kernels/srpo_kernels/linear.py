@@ -53,7 +53,7 @@ def linear_token_logprobs(
     """token_logprobs of logits = hidden @ weight.T, without ever holding them: chunks of rows, recomputed backward.
 
     Args:
-        hidden: [N, H], of weight's dtype, which is also that of the logits.
+        hidden: [N, H], of weight's dtype, which is also that of the logits. Under torch.autocast both are cast to its.
         weight: [V, H], this rank's shard with `group`. May be frozen. Its gradient is accumulated over chunks in
             float32.
         The others: see token_logprobs.
@@ -62,7 +62,7 @@ def linear_token_logprobs(
     group: by Megatron's copy_to_tensor_model_parallel_region, or gather_from_sequence_parallel_region (with
     tensor_parallel_output_grad=True), before this call. That of weight is whole.
     """
-    _check(hidden, weight)
+    hidden, weight = _as_one_type(hidden, weight)
     local, columns = shard((len(hidden), len(weight)), tokens, mask, temperature, group, vocab_size)
     module = implementation(hidden, backend)
     statistics = _LinearStatistics.apply(hidden, weight, local, temperature, columns, module)
@@ -100,7 +100,7 @@ def linear_policy_loss(
         ValueError, IndexError: as policy_loss.
         RuntimeError: when the loss is backpropagated twice, or with weight_grad and a gradient other than 1.
     """
-    _check(hidden, weight)
+    hidden, weight = _as_one_type(hidden, weight)
     local, columns = shard((len(hidden), len(weight)), tokens, mask, config.temperature, group, vocab_size)
     batch = prepare(hidden, advantages, old_logprobs, ref_logprobs, rollout_logprobs, mask, cu_seqlens, config,
                     normalizer)
@@ -124,10 +124,16 @@ def linear_policy_loss(
     return total, batch.metrics(values)
 
 
-def _check(hidden: Tensor, weight: Tensor) -> None:
+def _as_one_type(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Under torch.autocast both in its dtype, as for any matrix product; and so in the backward pass too."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, weight.dtype):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
         raise ValueError(f"hidden must be [N, H] and weight [V, H] of one dtype, got {tuple(hidden.shape)} "
                          f"{hidden.dtype} and {tuple(weight.shape)} {weight.dtype}")
+    return hidden, weight
 
 
 def _chunk_rows(weight: Tensor) -> int:

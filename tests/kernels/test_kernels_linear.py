@@ -169,6 +169,21 @@ def test_masked_rows_may_hold_anything() -> None:
     assert (poisoned[0][~mask] == 0).all()
 
 
+@pytest.mark.parametrize("config", [PolicyLossConfig(), PolicyLossConfig(ratio="sequence")], ids=["token", "sequence"])
+def test_autocast_is_a_cast_of_both_sides(config: PolicyLossConfig) -> None:
+    """Forward and backward: a backward pass in float32 would not match the logits of the forward pass."""
+    hidden, weight, tokens = make(torch.float32)
+    advantages, cu_seqlens = torch.randn(ROWS), torch.tensor([0, 4, ROWS])
+    options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "config": config}
+    want, _ = linear_policy_loss(hidden.bfloat16(), weight.bfloat16(), tokens, advantages, **options)
+    expected = torch.autograd.grad(want, (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, _ = linear_policy_loss(hidden, weight, tokens, advantages, **options)
+        gradients = torch.autograd.grad(got, (hidden, weight))
+    assert torch.equal(got, want)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
 def test_no_rows() -> None:
     hidden, weight, tokens = make()
     linear_policy_loss(hidden[:0], weight, tokens[:0], torch.zeros(0))[0].backward()
