@@ -4,8 +4,8 @@
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-gpu    the tests that need an NVIDIA GPU
 # make test-slow   ten kills of a run, the quickstart on three seeds
-# make bench   the kernels against the device and against other libraries, which it installs
-# make trl-example the loss inside TRL's GRPOTrainer, which it installs
+# make bench   the kernels against the device and against other libraries
+# make trl-example the loss inside TRL's GRPOTrainer
 # make kernel-report   registers, spills and memory accesses of the GPU kernels, compiled for an H100 without one
 
 PYTHON ?= python3
@@ -46,7 +46,7 @@ lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(VENV)/peers
 	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow"
 
 test-slow: $(VENV)/built
@@ -55,12 +55,15 @@ test-slow: $(VENV)/built
 test-gpu: $(VENV)/built
 	$(BIN)/pytest -m gpu
 
-bench: $(VENV)/built
+# The libraries that the kernels are compared with.
+$(VENV)/peers: $(VENV)/built requirements/bench.txt
 	$(BIN)/pip install -q --no-deps -r requirements/bench.txt
+	@touch $@
+
+bench: $(VENV)/peers
 	$(BIN)/python -m benchmarks --out data/bench.json
 
-trl-example: $(VENV)/built
-	$(BIN)/pip install -q --no-deps -r requirements/bench.txt
+trl-example: $(VENV)/peers
 	$(BIN)/python -W ignore docs/examples/trl_grpo.py
 
 kernel-report: $(VENV)/built
