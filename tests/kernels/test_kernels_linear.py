@@ -37,9 +37,11 @@ def test_logprobs_and_gradients(chunk: int) -> None:
     assert (gradients[1][30:] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_policy_loss_is_that_of_the_logits(chunk: int, dtype: torch.dtype, backend: Any) -> None:
+@pytest.mark.parametrize(("dtype", "backend", "bound"), [
+    (torch.float64, "torch", 1e-12), (torch.float32, "torch", 1e-5), (torch.float32, "cpp", 1e-5),
+    (torch.bfloat16, "torch", 2e-2), (torch.bfloat16, "cpp", 2e-2)])
+def test_policy_loss_is_that_of_the_logits(
+        chunk: int, dtype: torch.dtype, backend: Any, bound: float) -> None:
     hidden, weight, tokens = make(dtype)
     options: dict[str, Any] = {
         "old_logprobs": reference.linear_token_logprobs(hidden, weight, tokens).detach() + 0.2 * torch.randn(ROWS),
@@ -50,7 +52,6 @@ def test_policy_loss_is_that_of_the_logits(chunk: int, dtype: torch.dtype, backe
     expected = torch.autograd.grad(want, (hidden, weight))
     got, metrics = linear_policy_loss(hidden, weight, tokens, advantages, **options)
     gradients = torch.autograd.grad(got, (hidden, weight))
-    bound = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, want, rtol=bound, atol=bound)
     torch.testing.assert_close(metrics.logprobs, want_metrics.logprobs, rtol=bound, atol=bound)
     torch.testing.assert_close(gradients, expected, rtol=bound, atol=bound * float(expected[1].abs().max()))

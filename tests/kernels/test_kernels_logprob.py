@@ -120,6 +120,8 @@ def test_minus_infinity_in_whole_tiles(backend: str, width: int) -> None:
     compare(logits, tokens, backend)
     logprobs, entropy = token_logprobs(logits, tokens, return_entropy=True, backend=backend)
     assert logprobs[2] == 0 and entropy[2] == 0
+    p = torch.softmax(logits.double(), 1)
+    assert (p * p.log()).sum(1)[:3].isnan().all(), "the case no longer catches 0 * -inf"
 
 
 @both
@@ -130,6 +132,8 @@ def test_forbidden_token_and_low_logits(backend: str) -> None:
     got = token_logprobs(logits, tokens, backend=backend)
     assert got[0] == -torch.inf
     torch.testing.assert_close(got[1:].double(), naive.logprobs(logits, tokens)[0][1:], rtol=2e-6, atol=2e-6)
+    from_zero = logits.amax(1, keepdim=True).clamp(min=0)
+    assert ((logits - from_zero).exp().sum(1) == 0).all(), "the case no longer catches a maximum that starts at 0"
 
 
 @both
