@@ -31,6 +31,8 @@ class Limits:
     """Bytes of address space."""
     file_size: int = 16 << 20
     """Bytes a file."""
+    scratch: int = 64 << 20
+    """Bytes of all its files together, each taking up a page at least."""
     output: int = 1 << 20
     """Bytes of standard output, and of any one returned value."""
 
@@ -44,10 +46,11 @@ class Raised(Exception):
 
 
 class Sandbox:
-    """A warm interpreter that runs one program at a time; further threads wait for their turn. Raises UserError where
-    the host cannot confine programs."""
+    """A warm interpreter that runs one program at a time; further threads wait for their turn. `isolation` is one of
+    srpo.sandbox.isolation.ISOLATIONS; raises UserError where the host does not allow it."""
 
-    def __init__(self) -> None:
+    def __init__(self, isolation: str) -> None:
+        self._isolation = isolation
         self._busy = threading.RLock()
         self._start()
 
@@ -56,7 +59,7 @@ class Sandbox:
         zygote = Path(__file__).with_name("zygote.py")
         # The hash seed is fixed so that a program's verdict does not depend on the order of a set of strings.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-X", "utf8", str(zygote), str(theirs.fileno())],
+            [sys.executable, "-P", "-s", "-X", "utf8", str(zygote), str(theirs.fileno()), self._isolation],
             pass_fds=[theirs.fileno()], env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         theirs.close()
@@ -64,14 +67,14 @@ class Sandbox:
         answer = self._control.recv(4096)
         if not answer.startswith(b"up "):
             self.close()
-            raise UserError(f"the sandbox cannot run here: {answer.decode() or 'its process died at start'}")
+            raise UserError(answer.decode() or "the sandbox's process died at start")
         self._scratch = answer[3:].decode()
         try:
-            with Program(self, "", Limits()) as program:
+            with Program(self, "import colorsys", Limits()) as program:  # a file of Python's that is not loaded yet
                 program.load()
         except (Raised, Stopped) as e:
             self.close()
-            raise UserError(f"the sandbox cannot confine programs here: {': '.join(e.args)}") from None
+            raise UserError(": ".join(e.args)) from None
 
     def close(self) -> None:
         self._control.close()                                 # its end: it removes its scratch folder and leaves
@@ -81,14 +84,15 @@ class Sandbox:
             self._process.kill()
             self._process.wait()
 
-    def launch(self, messages: socket.socket, output: int) -> None:
-        """Start a program; `end` must follow, from the same thread."""
+    def launch(self, messages: socket.socket, output: int, scratch: int) -> None:
+        """Start a program, which may write `scratch` bytes; `end` must follow, from the same thread."""
         self._busy.acquire()
+        request, fds = b"run %d" % scratch, [messages.fileno(), output]
         try:
-            socket.send_fds(self._control, [b"run"], [messages.fileno(), output])
+            socket.send_fds(self._control, [request], fds)
         except OSError:
             self._replace()
-            socket.send_fds(self._control, [b"run"], [messages.fileno(), output])
+            socket.send_fds(self._control, [request], fds)
 
     def end(self) -> None:
         """Kill the program; return when it is gone."""
@@ -105,7 +109,8 @@ class Sandbox:
         """A new zygote for one that died or does not answer."""
         self._process.kill()
         self.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)      # which it could not do itself
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)  # which it could not do itself
         self._start()
 
 
@@ -121,7 +126,7 @@ class Program:
         """Why the program ended before its time; empty while it is well."""
         self._socket, theirs = socket.socketpair()
         self._pipe, write = (-1, os.open(os.devnull, os.O_WRONLY)) if input is None else os.pipe()
-        sandbox.launch(theirs, write)
+        sandbox.launch(theirs, write, limits.scratch)
         theirs.close()
         os.close(write)
         self._socket.setblocking(False)

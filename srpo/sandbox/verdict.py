@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from srpo.errors import UserError
+from srpo.sandbox.isolation import strongest
 from srpo.sandbox.process import Limits, Program, Raised, Sandbox, Stopped
 
 
@@ -61,7 +62,7 @@ def judge_many(items: Sequence[tuple[str, dict[str, Any]]], *, limits: Limits = 
 
     with ExitStack() as stack:
         for _ in range(min(workers, len(items))):
-            free.put(stack.enter_context(closing(Sandbox())))
+            free.put(stack.enter_context(closing(Sandbox(strongest()))))
         return list(stack.enter_context(ThreadPoolExecutor(workers)).map(one, items))
 
 
@@ -72,7 +73,7 @@ def check(tests: dict[str, Any]) -> None:
 
 @cache
 def _warm() -> Sandbox:
-    sandbox = Sandbox()
+    sandbox = Sandbox(strongest())
     atexit.register(sandbox.close)
     return sandbox
 
