@@ -3,7 +3,8 @@
 The policy loss turns each chunk of logits into its gradient where it stands and goes on to both products with it, so
 that a whole step takes three matrix products; what is kept for the backward pass is the gradients, of hidden states'
 and weight's size. Where a row's loss depends on other rows (ratios of whole sequences) and for bare log-probs the
-incoming gradient is not known in time, and the backward pass computes the logits again, a fourth product.
+incoming gradient is not known in time, and where rows take more than a chunk the backward pass computes the logits
+again, a fourth product.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def linear_token_logprobs(
     vocab_size: int | None = None,
     backend: Backend | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """token_logprobs of logits = hidden @ weight.T, without ever holding them: chunks of rows, recomputed backward.
+    """token_logprobs of logits = hidden @ weight.T, holding a chunk of rows at a time: recomputed backward if several.
 
     Args:
         hidden: [N, H], of weight's dtype, which is also that of the logits. Under torch.autocast both are cast to its.
@@ -65,7 +66,11 @@ def linear_token_logprobs(
     hidden, weight = _as_one_type(hidden, weight)
     local, columns = shard((len(hidden), len(weight)), tokens, mask, temperature, group, vocab_size)
     module = implementation(hidden, backend)
-    statistics = _LinearStatistics.apply(hidden, weight, local, temperature, columns, module)
+    if len(hidden) <= _chunk_rows(weight):  # few enough to keep, so that no product is computed again
+        kept = hidden if mask is None else hidden.masked_fill(~mask[:, None], 0)
+        statistics = module.statistics(kept @ weight.T, local, temperature, columns)
+    else:
+        statistics = _LinearStatistics.apply(hidden, weight, local, temperature, columns, module)
     logprobs, entropy = merge(statistics, mask, temperature, group)
     return (logprobs, entropy) if return_entropy else logprobs
 
@@ -127,7 +132,8 @@ def linear_policy_loss(
 def _as_one_type(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Under torch.autocast both in its dtype, as for any matrix product; and so in the backward pass too."""
     device = hidden.device.type
-    if torch.is_autocast_enabled(device) and torch.float64 not in (hidden.dtype, weight.dtype):
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if cast and torch.float64 not in (hidden.dtype, weight.dtype):
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:

@@ -134,8 +134,10 @@ def test_no_gradient_leaves_the_buffer_alone() -> None:
     assert (buffer == 0).all()
 
 
-def test_three_products_forward_none_backward() -> None:
-    """What makes a step's floor; the recomputing path takes a fourth."""
+@pytest.mark.parametrize(("rows", "expected"), [(ROWS, [3, 0, 1, 2]), (ROWS - 1, [6, 0, 2, 6])])
+def test_three_products(rows: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All with the loss; where it waits for whole sequences and rows take two chunks, a fourth each."""
+    monkeypatch.setitem(linear.CHUNK, "cpu", rows * WIDTH)
     hidden, weight, tokens = make(torch.float32)
     counts: list[int] = []
 
@@ -152,19 +154,22 @@ def test_three_products_forward_none_backward() -> None:
                 hidden, weight, tokens, torch.randn(ROWS), cu_seqlens=cu_seqlens, config=config)
             counts.append(0)
             loss.backward()
-    assert counts == [3, 0, 1, 3]
+    assert counts == expected
 
 
-def test_masked_rows_may_hold_anything() -> None:
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_masked_rows_may_hold_anything(chunk: int, ratio: Any) -> None:
     hidden, weight, tokens = make(torch.float32)
+    options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, 4, ROWS]), "config": PolicyLossConfig(ratio=ratio)}
     mask = torch.ones(ROWS, dtype=torch.bool)
     mask[[2, 7]] = False
     advantages = torch.randn(ROWS)
-    clean = torch.autograd.grad(linear_policy_loss(hidden, weight, tokens, advantages, mask=mask)[0], (hidden, weight))
+    options["mask"] = mask
+    clean = torch.autograd.grad(linear_policy_loss(hidden, weight, tokens, advantages, **options)[0], (hidden, weight))
     with torch.no_grad():
         hidden[2], hidden[7] = torch.nan, torch.inf
     tokens[~mask] = -100
-    loss, _ = linear_policy_loss(hidden, weight, tokens, advantages, mask=mask)
+    loss, _ = linear_policy_loss(hidden, weight, tokens, advantages, **options)
     poisoned = torch.autograd.grad(loss, (hidden, weight))
     assert torch.equal(clean[0], poisoned[0]) and torch.equal(clean[1], poisoned[1])
     assert (poisoned[0][~mask] == 0).all()
