@@ -1,4 +1,4 @@
-"""The command line: `srpo train`, `srpo export`, `srpo doctor`.
+"""The command line: `srpo train`, `srpo export`, `srpo prepare`, `srpo doctor`.
 
 Nothing heavy is imported until the arguments and the configuration are known to be good: `--help` and every message
 about a bad setting appear before torch loads.
@@ -85,6 +85,29 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("directory", metavar="DIR", type=Path, help="where to write; created")
     export.set_defaults(handler=_export)
 
+    prepare = commands.add_parser(
+        "prepare", help="turn raw maths and code data into a training set",
+        description="Clean, filter, deduplicate and verify problems; docs/data.md has the layouts and the rules. "
+                    "Repeated after a kill, it goes on where it was.")
+    prepare.add_argument("sources", metavar="SOURCE", nargs="+",
+                         help="JSONL, JSON, Parquet or Arrow file, directory of them, or hf:OWNER/NAME[:FILES]")
+    prepare.add_argument("--out", metavar="DIR", type=Path, required=True,
+                         help="where train.parquet, rejected.parquet and summary.json go; created")
+    prepare.add_argument("--benchmark", metavar="SOURCE", action="append", default=[],
+                         help="drop what overlaps with its questions; repeatable")
+    prepare.add_argument("--no-verify", action="store_true", help="neither grade reference answers nor run solutions")
+    prepare.add_argument("--model", metavar="DIR", help="measure difficulty: pass@k with this model through vLLM")
+    prepare.add_argument("--samples", metavar="K", type=int, default=8, help="responses a problem (%(default)s)")
+    prepare.add_argument("--easy", metavar="RATE", type=float, default=0.75, help="pass rate from which a problem is "
+                         "easy (%(default)s)")
+    prepare.add_argument("--hard", metavar="RATE", type=float, default=0.25, help="pass rate up to which it is hard "
+                         "(%(default)s)")
+    prepare.add_argument("--max-tokens", metavar="N", type=int, default=2048, help="of a response (%(default)s)")
+    prepare.add_argument("--template", choices=("srpo", "chat", "plain"), default="chat",
+                         help="as data.template (%(default)s)")
+    prepare.add_argument("--workers", metavar="N", type=int, default=os.cpu_count(), help="processes (all cores)")
+    prepare.set_defaults(handler=_prepare)
+
     doctor = commands.add_parser(
         "doctor", help="what is installed, what is active and why, what is missing",
         description="Say whether `srpo train` can run here; the exit code is 0 if it can, else 1.")
@@ -114,6 +137,20 @@ def _export(args: argparse.Namespace) -> int:
     from srpo.train import export
 
     export(args.run, args.directory)
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    _start_log()
+    from srpo.prepare.difficulty import Difficulty
+    from srpo.prepare.pipeline import prepare
+
+    difficulty = None
+    if args.model:
+        difficulty = Difficulty(args.model, args.samples, args.easy, args.hard, max_tokens=args.max_tokens,
+                                template=args.template)
+    prepare(args.sources, args.out, benchmarks=args.benchmark, difficulty=difficulty, verify=not args.no_verify,
+            workers=args.workers)
     return 0
 
 

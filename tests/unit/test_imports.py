@@ -121,9 +121,10 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.doctor": {"srpo.cli"},
     "srpo.train": {"srpo.cli"},
     "srpo.metrics": {"srpo.train", "srpo.warm_start", "srpo.evaluate"},
-    "srpo.rollout": {"srpo.train", "srpo.evaluate"},
-    "srpo.rewards": {"srpo.train", "srpo.evaluate", "srpo.statistics"},
-    "srpo.sandbox": {"srpo.rewards"},
+    "srpo.prepare": {"srpo.cli"},
+    "srpo.rollout": {"srpo.train", "srpo.evaluate", "srpo.prepare"},
+    "srpo.rewards": {"srpo.train", "srpo.evaluate", "srpo.statistics", "srpo.prepare"},
+    "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
     "srpo.control": {"srpo.train"},
     "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
 }

@@ -1,0 +1,55 @@
+"""How hard a problem is for a given model: the share of k sampled responses that are right, and a name for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from srpo.config import Reward
+from srpo.data.schema import Problem
+from srpo.errors import UserError
+from srpo.rewards.compose import Graders, Response
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Sampling settings. A problem is easy from a pass rate of `easy` on, hard up to `hard`, else medium.
+
+    SRPO's report says "challenging" and gives no thresholds: these are ours.
+    """
+
+    model: str
+    samples: int = 8
+    easy: float = 0.75
+    hard: float = 0.25
+    temperature: float = 1.0
+    max_tokens: int = 2048
+    template: str = "chat"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hard < self.easy <= 1:
+            raise UserError(f"thresholds easy = {self.easy}, hard = {self.hard}: must be 0 <= hard < easy <= 1")
+
+    def name(self, pass_rate: float) -> str:
+        return "easy" if pass_rate >= self.easy else "hard" if pass_rate <= self.hard else "medium"
+
+
+class Meter:
+    """The model in vLLM and the graders beside it; both take seconds to start, so keep it."""
+
+    def __init__(self, settings: Difficulty, workers: int):
+        from srpo.rollout.sampler import Sampler
+
+        self._settings = settings
+        self._sampler = Sampler(settings.model, settings.template, settings.max_tokens)
+        self._graders = Graders(Reward(format=0.0), settings.max_tokens, workers)
+
+    def pass_rates(self, problems: Sequence[Problem]) -> list[float]:
+        k = self._settings.samples
+        texts = self._sampler.sample([p.prompt for p in problems], k, self._settings.temperature)
+        responses = [Response(p, t, 0, False) for p, group in zip(problems, texts, strict=True) for t in group]
+        correct = [g.correct == 1 for g in self._graders.grade(responses)]
+        return [sum(correct[i * k:(i + 1) * k]) / k for i in range(len(problems))]
+
+    def close(self) -> None:
+        self._graders.close()

@@ -1,0 +1,103 @@
+"""Does the ground truth hold? Maths answers against the grader and the worked solution, programs against their tests.
+
+As a program, `python -m srpo.prepare.verify FD SETTINGS`, it is the killable process in which srpo.rewards.pool
+compares answers: computer algebra has no deadline of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from srpo.errors import UserError
+from srpo.prepare.readers import final
+from srpo.prepare.rows import Row
+from srpo.rewards import math
+from srpo.rewards.pool import Lost, Pool
+from srpo.sandbox import Limits, judge_many
+from srpo.sandbox.confine import die_with_parent
+
+TIMEOUT = 10.0
+"""Seconds for one answer: as long as a grader has in training."""
+
+
+def answer_fault(answer: str, solution: str | None) -> tuple[str, str] | None:
+    """(rule, detail) of a reference answer that cannot be graded against, or that its own solution contradicts."""
+    try:
+        if math.grade(f"\\boxed{{{answer}}}", answer).correct != 1:
+            return "answer_fails", "the grader does not find it equal to itself"
+        if math.equal("1", answer) and math.equal("0", answer):
+            return "answer_fails", "the grader accepts anything"
+        reached = final(solution) if solution else None
+        if reached and not math.equal(reached, answer):
+            return "solution_disagrees", f"the solution ends in {reached[:80]!r}"
+    except UserError as e:
+        return "answer_fails", str(e)
+    return None
+
+
+class Answers:
+    """Worker processes that compare answers; each comparison has TIMEOUT seconds."""
+
+    def __init__(self, workers: int):
+        self._pool = Pool("srpo.prepare.verify", {}, workers, TIMEOUT)
+
+    def faults(self, rows: Sequence[Row]) -> list[tuple[str, str] | None]:
+        replies = self._pool.map([{"answer": r.answer, "solution": r.solution} for r in rows])
+        return [("answer_fails", r.why) if isinstance(r, Lost) else tuple(r["fault"]) if r["fault"] else None
+                for r in replies]
+
+    def agree(self, a: str, b: str) -> bool:
+        reply, = self._pool.map([{"pair": [a, b]}])
+        return not isinstance(reply, Lost) and bool(reply["equal"])
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def program_faults(rows: Sequence[Row], workers: int) -> list[tuple[str, str] | None]:
+    """(rule, detail) of each problem whose solution fails its tests, or whose tests a program that does nothing passes.
+    A problem without a solution is taken on trust but for the latter."""
+    items = [(p, r.tests or {}) for r in rows for p in (r.solution or _idle(r), _idle(r))]
+    verdicts = judge_many(items, limits=Limits(), workers=workers)
+    faults: list[tuple[str, str] | None] = []
+    for row, solved, idle in zip(rows, verdicts[::2], verdicts[1::2], strict=True):
+        if row.solution and solved.passed < solved.total:
+            faults.append(("solution_fails", f"{solved.passed} of {solved.total}: {solved.reason}"[:200]))
+        elif idle.passed == idle.total:
+            faults.append(("vacuous_tests", "a program that does nothing passes"))
+        else:
+            faults.append(None)
+    return faults
+
+
+def _idle(row: Row) -> str:
+    tests = row.tests or {}
+    return "" if tests["kind"] == "stdio" else f"def {tests['entry_point']}(*args, **kwargs):\n    return None\n"
+
+
+def main() -> None:
+    die_with_parent()
+    channel = Connection(int(sys.argv[1]))
+    channel.send_bytes(b'{"ready": true}')
+    while True:
+        try:
+            request = json.loads(channel.recv_bytes())
+        except EOFError:
+            return
+        if "pair" in request:
+            reply: dict[str, Any]
+            try:
+                reply = {"equal": math.equal(*request["pair"])}
+            except UserError:
+                reply = {"equal": False}
+        else:
+            reply = {"fault": answer_fault(request["answer"], request["solution"])}
+        channel.send_bytes(json.dumps(reply).encode())
+
+
+if __name__ == "__main__":
+    main()
