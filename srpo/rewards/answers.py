@@ -1,0 +1,222 @@
+r"""How a final answer is read, before any algebra: one spelling for what looks the same, exact rational numbers, units,
+and what a list, set, interval, tuple, union or matrix is made of. Text work on at most a few hundred characters.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|hbox|operatorname)\s*\{([^{}]*)\}"
+_SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+    (r"[−–]", "-"),
+    (r"(?<=\d)(?:,?\\!|\\[,; ]|~|\{,\})(?=\d{3}(?!\d))", ","), (r"\{,\}", ","),
+    (r"(?<!\\)\\(?:[!,;: ]|q?quad(?![a-z]))|~", " "),
+    (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-z])", ""), (r"\\[tdc]frac", r"\\frac"),
+    (r"\{([^{}\\]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\\varnothing|∅|\\\{\s*\\\}", r"\\emptyset "), (r"\\langle|⟨", "("), (r"\\rangle|⟩", ")"),
+    (r"\\lbrace", r"\\{"), (r"\\rbrace", r"\\}"),
+    (r"\\leq(?:slant)?(?![a-z])|≤", r"\\le "), (r"\\geq(?:slant)?(?![a-z])|≥", r"\\ge "),
+    (r"π", r"\\pi "), (r"∞", r"\\infty "), (r"±", r"\\pm "), (r"×", r"\\times "), (r"·", r"\\cdot "),
+    (r"∪", r"\\cup "), (r"∈", r"\\in "), (r"°|\\degree(?![a-z])", r"^\\circ"), (r"…", "..."))]
+
+_NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
+_DOTS = r"(?:\.{3}|\\[lc]?dots)"
+_FRACTION = re.compile(rf"\\frac\s*(?:\{{\s*(-?\s*{_NUMBER})\s*\}}|(\d))\s*(?:\{{\s*(-?\s*{_NUMBER})\s*\}}|(\d))"
+                       rf"|\(?({_NUMBER})\)?\s*/\s*\(?(-?{_NUMBER})\)?")
+_MIXED = re.compile(r"(\d+)(\s*\\frac.*|\s+\d+\s*/\s*\d+)")
+_OVERLINED = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
+_CONTINUED = re.compile(rf"(\d*)\.(\d{{0,9}}?)(?:(\d)\3\3+|(\d{{2,12}}?)\4+){_DOTS}")
+_SCIENTIFIC = re.compile(rf"(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
+                         rf"|({_NUMBER})\s*[eE]([-+]?\d{{1,3}})")
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10 ** 6, "billion": 10 ** 9, "trillion": 10 ** 12}
+
+_SYNONYMS = """mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre; in inch inche;
+ft foot feet; yd yard; mi mile; mg milligram; g gram; kg kilogram kilo; lb pound £; oz ounce; ton; s sec second;
+min minute; h hr hour; day; week; month; yr year; ml milliliter millilitre; l liter litre; gal gallon; cup; $ dollar usd
+buck; cent ¢; € euro eur; ¥ yen; ^\\circ degree; rad radian; % percent; mi/h mph; km/h kph kmh"""
+_UNITS = {name: names.split()[0] for names in _SYNONYMS.split(";") for name in names.split()}
+_POWER = re.compile(r"(.*?)\s*\^\s*\{?\s*([23])\s*\}?\s*", re.DOTALL)
+_SQUARE = re.compile(r"(square|sq|cubic|cu)\.?\s+(.*)")
+_CURRENCY = re.compile(r"([-+]?)\s*(?:\\(?=\$))?([$£€¥])\s*(.+)")
+_SIGN_AFTER = re.compile(r"(.*[^\s\\])\s*(?:\\?(%)|\^\s*\{?\s*(\\circ)\s*\}?"
+                         r"\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})?|\\?([$£€¥¢]))", re.DOTALL)
+_TEXT_AFTER = re.compile(rf"(.*[^\s\\_^=+*/(<>-])(?:\s|\\ )*{_TEXT}\s*(\^\s*\{{?\s*[23]\s*\}}?)?", re.DOTALL)
+_WORDS_AFTER = re.compile(r"([^A-Za-z]*[^A-Za-z\s]|.*\})(\s*)([A-Za-z][A-Za-z ./]*(?:\^\s*\{?\s*[23]\s*\}?)?)",
+                          re.DOTALL)
+_NO_UNIT = {"not", "and", "but", "wrong", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "div", "sqrt"}
+
+_NAME = re.compile(r"\s*[(|\\A-Za-z][A-Za-z\\_{}()',|\s\d]*")
+_NO_NAME = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|exp|pm|int|sum|prod|bar|overline)|[\s})]\d")
+_IS = re.compile(r"=|\\approx(?![a-z])|\\in(?![a-z])")
+_BASE = re.compile(r"\s*([0-9A-F]+)\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(\d+|two|three|eight|sixteen)\s*\}*\s*")
+_BASES = {"two": "2", "three": "3", "eight": "8", "sixteen": "16"}
+_MATRIX = re.compile(r"\(?\s*\\begin\{(?:[pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{[a-zB]*\}\s*\)?", re.DOTALL)
+_PHRASES = {"all real numbers": "\\mathbb{R}", "all reals": "\\mathbb{R}", "empty set": "\\emptyset",
+            "none": "\\emptyset", "no solution": "\\emptyset", "no solutions": "\\emptyset",
+            "no real solutions": "\\emptyset"}
+_TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|\b(?:or|and)\b|.", re.DOTALL)
+
+
+def respell(s: str) -> str:
+    """One spelling for signs, spaces, thousands, fractions and symbols; \text is kept, since it may hold a unit."""
+    s = s.strip()
+    while len(s) > 1 and s[0] == s[-1] == "$":
+        s = s[1:-1].strip()
+    for pattern, new in _SPELLINGS:
+        s = pattern.sub(new, s)
+    s = s.strip()
+    return s[:-1].rstrip() if s.endswith(".") and not s.endswith("..") else s
+
+
+def plain(s: str) -> str:
+    r"""Without \text{} and its like; phrases as symbols."""
+    s = re.sub(_TEXT, r"\1", s).strip()
+    return _PHRASES.get(s.lower(), s)
+
+
+def rational(s: str) -> Fraction | None:
+    """The exact value of an integer, decimal, fraction, mixed number, repeating decimal or power of ten; else None."""
+    body = s.lstrip("+- ")
+    value = _unsigned(body.strip())
+    return -value if value is not None and s[:len(s) - len(body)].count("-") % 2 else value
+
+
+def _unsigned(s: str) -> Fraction | None:
+    if re.fullmatch(_NUMBER, s):
+        return _fraction(s)
+    if re.fullmatch(r"\d{1,3}(?: \d{3})+", s):
+        return Fraction(s.replace(" ", ""))
+    if m := _FRACTION.fullmatch(s):
+        top, bottom = (_fraction(x) for x in m.groups() if x)
+        return top / bottom if bottom else None
+    if m := _MIXED.fullmatch(s):
+        part = _unsigned(m[2].strip())
+        return Fraction(m[1]) + part if part is not None and 0 < part < 1 else None
+    if m := _OVERLINED.fullmatch(s) or _CONTINUED.fullmatch(s):
+        before, period = m[2], m[3] or m[4]
+        whole = Fraction(int((m[1] or "0") + before), 10 ** len(before))
+        return whole + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(before))
+    if m := _SCIENTIFIC.fullmatch(s):
+        return _fraction(m[1] or m[4] or "1") * Fraction(10) ** int(m[2] or m[3] or m[5])
+    return None
+
+
+def _fraction(digits: str) -> Fraction:
+    return Fraction(digits.replace(",", "").replace(" ", ""))
+
+
+def split_unit(s: str) -> tuple[str, str | None, int]:
+    r"""(value, unit, factor): "\$3", "3 cm^2", "30^\circ", "3\text{ million people}". The unit is a known one's symbol,
+    or None; words after a number that are no known unit are dropped, and "million" and its like are the factor."""
+    if m := _CURRENCY.fullmatch(s):
+        value, _, factor = split_unit(m[1] + m[3])
+        return value, _unit(m[2]), factor
+    if m := _SIGN_AFTER.fullmatch(s):
+        if m[3] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])|,", m[1]):
+            return s, None, 1                                 # the angle of a function, or a list of angles
+        return m[1], _unit(m[2] or m[4] or "degree"), 1
+    if (m := _TEXT_AFTER.fullmatch(s)) and (len(m[2].strip()) > 1 or _unit(m[2])):
+        return m[1], *_measure(m[2] + (m[3] or ""))
+    if (m := _WORDS_AFTER.fullmatch(s)) and rational(m[1].strip()) is not None and _are_units(m[3], bool(m[2])):
+        return m[1].strip(), *_measure(m[3])
+    return s, None, 1
+
+
+def _are_units(words: str, apart: bool) -> bool:
+    if _unit(words):
+        return apart or len(words.rstrip("^{} 23")) > 1       # "5 m" is a length, "5m" a product
+    return apart and all(len(word) > 2 and word.lower() not in _NO_UNIT for word in re.split(r"[ ./]+", words) if word)
+
+
+def _measure(words: str) -> tuple[str | None, int]:
+    first, _, rest = words.strip().partition(" ")
+    return (_unit(rest), _SCALES[first.lower()]) if first.lower() in _SCALES else (_unit(words), 1)
+
+
+def _unit(words: str) -> str | None:
+    """The symbol of a known unit, "cm^2" and "km/h" included."""
+    words, power = words.strip().strip(".").lower(), ""
+    if m := _POWER.fullmatch(words):
+        words, power = m[1], f"^{m[2]}"
+    if m := _SQUARE.fullmatch(words):
+        words, power = m[2], "^2" if m[1].startswith("s") else "^3"
+    names = [_UNITS.get(w) or _UNITS.get(w.removesuffix("s")) for w in re.split(r"\s*/\s*|\s+per\s+|\s+an?\s+", words)]
+    return "/".join(n for n in names if n) + power if all(names) else None
+
+
+def split_name(s: str) -> tuple[str, str]:
+    r"""("x", "3") from "x = 3", "f(x) = 3", "\text{Area} \approx 3", "x \in [0, 1]"; ("", s) where there is no name."""
+    m = _IS.search(s)
+    if m is None or not _NAME.fullmatch(name := s[:m.start()]) or _NO_NAME.search(name) or _IS.search(s, m.end()):
+        return "", s
+    return name.replace(" ", ""), s[m.end():].strip()
+
+
+def split_base(s: str) -> tuple[str, str]:
+    """("1010", "2") from "1010_2"; the base is empty where none is named."""
+    m = _BASE.fullmatch(s)
+    return (m[1], _BASES.get(m[2], m[2])) if m else (s.replace(" ", ""), "")
+
+
+def matrix(s: str) -> list[list[str]] | None:
+    r"""Rows of cells of a pmatrix, bmatrix or array."""
+    m = _MATRIX.fullmatch(s.strip())
+    if m is None:
+        return None
+    rows = re.split(r"\\\\", m[1])
+    return [[cell.strip() for cell in row.split("&")] for row in rows if row.strip()]
+
+
+def parts(s: str) -> tuple[str, list[str]]:
+    r"""What s is made of. Kinds: "()", "[)" and so on for tuples and intervals, in order; "{}" for a set, "," for a
+    bare list ("1, 2", "1 and 2", "\pm 2") and "cup" for a union, in any order; "" for what is one piece."""
+    s = s.strip()
+    if rational(s) is not None:
+        return "", [s]                                        # "1,234" is no list
+    whole = _TOKEN.findall(s)
+    if whole and whole[0] in ("(", "[", "\\{") and _closes(whole) == len(whole) - 1:
+        kind = (whole[0] + whole[-1]).replace("\\", "")
+        inside = "".join(whole[1:-1])
+        pieces = _split(inside, {",", ";"})
+        if kind == "{}":
+            return kind, _both_signs(pieces)
+        return (kind, pieces) if len(pieces) > 1 else parts(inside) if kind == "()" else ("", [s])
+    if len(pieces := _split(s, {"\\cup"})) > 1:
+        return "cup", pieces
+    pieces = _both_signs(_split(s, {",", ";", "or", "and"}))
+    return (",", pieces) if len(pieces) > 1 else ("", pieces)
+
+
+def _closes(tokens: list[str]) -> int:
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token in ("(", "[", "{", "\\{")) - (token in (")", "]", "}", "\\}"))
+        if depth == 0:
+            return i
+    return -1
+
+
+def _split(s: str, separators: set[str]) -> list[str]:
+    """At separators outside brackets. Among others with a space after them, a comma in "1,234" separates nothing."""
+    s = re.sub(r",\s*(?=(?:and|or)\b)", " ", s)              # "1, 2, and 3"
+    if ", " in s:
+        s = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", s)
+    pieces, depth = [""], 0
+    for token in _TOKEN.findall(s):
+        depth += (token in ("(", "[", "{", "\\{")) - (token in (")", "]", "}", "\\}"))
+        if depth == 0 and token in separators:
+            pieces.append("")
+        else:
+            pieces[-1] += token
+    return [piece.strip() for piece in pieces]
+
+
+def _both_signs(pieces: list[str]) -> list[str]:
+    both: list[str] = []
+    for piece in dict.fromkeys(pieces):
+        if "\\pm" in piece or "\\mp" in piece:
+            both += [piece.replace("\\pm", "+").replace("\\mp", "-"), piece.replace("\\pm", "-").replace("\\mp", "+")]
+        else:
+            both.append(piece)
+    return both
