@@ -57,7 +57,7 @@ class Parallel(Section):
 
 class Data(Section):
     train: list[str] = Field(min_length=1)
-    """JSONL files of problems; see srpo/data/schema.py."""
+    """JSONL or Parquet files of problems; see srpo/data/schema.py."""
     eval: list[str] = []
     """Held-out problems, same format."""
     template: Literal["srpo", "chat", "plain"] = "srpo"

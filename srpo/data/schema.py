@@ -1,7 +1,9 @@
-"""What a problem is, and reading problems from JSONL.
+"""What a problem is, and reading problems from JSONL and Parquet.
 
 One object a line: `id`, `domain` ("math" or "code"), `prompt`, and `answer` (math: the final answer) or `tests`
-(code: what the program must pass, see srpo/sandbox). Worked solutions for the warm start carry `response` too.
+(code: what the program must pass, see srpo/sandbox). Worked solutions for the warm start carry `response` too. The
+Parquet that `srpo prepare` writes has the same columns, `tests` as JSON text, and what training does not read:
+`source`, `solution`, `pass_rate`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any
 from srpo.errors import UserError
 
 DOMAINS = ("math", "code")
+DIFFICULTIES = ("easy", "medium", "hard")
+_UNREAD = {"source", "solution", "pass_rate"}
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,17 @@ class Problem:
     answer: str | None = None
     tests: dict[str, Any] | None = None
     response: str | None = None
+    difficulty: str | None = None
 
 
 def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -> list[Problem]:
-    """All problems of some JSONL files, in order. Raises UserError naming file, line and field."""
+    """All problems of some JSONL and Parquet files, in order. Raises UserError naming file, line (of Parquet, row) and
+    field."""
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for path in paths:
         before = len(problems)
-        for where, row in _lines(Path(path)):
+        for where, row in (_table if str(path).endswith(".parquet") else _lines)(Path(path)):
             problem = _problem(where, row, need_response)
             if problem.id in seen:
                 raise UserError(f"{where}: id {problem.id!r} was used before, at {seen[problem.id]}; make it unique")
@@ -69,9 +75,31 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                     raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
 
 
+def _table(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        batches = pq.ParquetFile(path).iter_batches(1000)
+        for n, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            where = f"{path}:{n}"
+            row = {key: value for key, value in row.items() if value is not None}
+            if isinstance(row.get("tests"), str):
+                try:
+                    row["tests"] = json.loads(row["tests"])
+                except json.JSONDecodeError as e:
+                    raise UserError(f"{where}: field 'tests': not valid JSON: {e.msg} at column {e.colno}") from None
+            yield where, row
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such data file") from None
+    except pa.ArrowInvalid as e:
+        raise UserError(f"{path}: not valid Parquet: {e}") from None
+
+
 def _problem(where: str, row: Any, need_response: bool) -> Problem:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+    row = {key: value for key, value in row.items() if key not in _UNREAD}
     if unknown := sorted(set(row) - set(Problem.__dataclass_fields__)):
         raise UserError(f"{where}: unknown field {unknown[0]!r}; fields: {', '.join(Problem.__dataclass_fields__)}")
     needed: dict[str, type] = {"id": str, "domain": str, "prompt": str}
@@ -90,4 +118,6 @@ def _problem(where: str, row: Any, need_response: bool) -> Problem:
             raise UserError(f"{where}: field {field!r} is empty")
     if row["domain"] not in DOMAINS:
         raise UserError(f"{where}: domain = {row['domain']!r}; choose one of {', '.join(DOMAINS)}")
+    if row.get("difficulty", DIFFICULTIES[0]) not in DIFFICULTIES:
+        raise UserError(f"{where}: difficulty = {row['difficulty']!r}; choose one of {', '.join(DIFFICULTIES)}")
     return Problem(**row)

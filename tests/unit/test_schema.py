@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srpo.data.schema import read_problems
@@ -80,3 +82,34 @@ def test_not_utf8(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(json.dumps(MATH).encode() + b'\n{"id": "\xff"}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:2: not valid UTF-8: .* at byte 9"):
         read_problems([tmp_path / "d.jsonl"])
+
+
+def test_parquet_reads_as_jsonl_does(data, tmp_path):
+    rows = [MATH | {"difficulty": "hard", "pass_rate": 0.25, "source": "s"}, CODE]
+    columns = sorted({key for row in rows for key in row})
+    table = [{key: json.dumps(row[key]) if key == "tests" and key in row else row.get(key) for key in columns}
+             for row in rows]
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "d.parquet")
+    assert read_problems([tmp_path / "d.parquet"]) == read_problems([data(*rows)])
+    assert read_problems([tmp_path / "d.parquet"])[0].difficulty == "hard"
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    (MATH | {"answer": None}, r"d\.parquet:2: field 'answer' is missing"),
+    (MATH | {"id": "c1"}, r"d\.parquet:2: id 'c1' was used before, at .*d\.parquet:1"),
+    (MATH | {"difficulty": "harsh"}, r"d\.parquet:2: difficulty = 'harsh'; choose one of easy, medium, hard"),
+    (CODE | {"id": "c2", "tests": "{"}, r"d\.parquet:2: field 'tests': not valid JSON: .* at column 2"),
+])
+def test_bad_row_of_parquet(tmp_path, row, expected):
+    first = CODE | {"tests": json.dumps(TESTS), "answer": None, "difficulty": None}
+    pq.write_table(pa.Table.from_pylist([first, row]), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match=expected):
+        read_problems([tmp_path / "d.parquet"])
+
+
+def test_unreadable_parquet(tmp_path):
+    with pytest.raises(UserError, match=r"d\.parquet: no such data file"):
+        read_problems([tmp_path / "d.parquet"])
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"d\.parquet: not valid Parquet"):
+        read_problems([tmp_path / "d.parquet"])
