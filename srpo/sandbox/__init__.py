@@ -5,19 +5,27 @@ it go the program and the arguments of one call at a time; out of it come values
 JSON. Expected values and test code stay here, so that patched builtins, objects equal to everything, early exits and
 forged replies buy a program nothing: a reply is only ever a value, compared by us.
 
-What holds today: own process and session without the right to create processes, to execute files, to signal others
-or to open sockets (seccomp), no capabilities, limits on CPU time, wall time, memory, file size and output, cleared
-environment, empty standard input, a scratch folder removed afterwards.
+In every isolation: no right to create processes, to execute files, to signal or inspect others, to open sockets, to
+make shared memory (seccomp); no capabilities; limits on processor time, wall time, memory, threads, files, output;
+cleared environment, read-only input, a scratch folder that goes with the program. On top, the strongest of these that
+works here, as root or as an ordinary user (`srpo doctor` says which, and why not a stronger one):
 
-What does NOT hold yet: the file system is not hidden. A program may read, and write, whatever the account that runs
-the training may (as root: root's own files), and sees the process list in /proc. The total of what it writes to the
-scratch folder is not limited, only each file. Shared memory that it creates outlives it. Do not run programs from
-people you distrust before namespaces or Landlock close this.
+- namespaces: a root file system that holds Python and its libraries alone, read-only, and the scratch folder, which is
+  in memory; no /proc; no process, user, network or shared memory but the program's own. Plus Landlock.
+- landlock: reading Python and its libraries, writing the scratch folder, nothing else. A program still learns which
+  paths and processes exist. Threads and the total of the files are looked at twenty times a second, so that a program
+  may exceed these two for that long.
+- unsafe: neither. A program may read and write whatever the account that runs the training may. Refused unless
+  `allow_unsafe` (reward.allow_unsafe_sandbox) says otherwise.
 
-Needs Linux on x86_64 or aarch64; elsewhere starting a sandbox raises UserError.
+What no isolation here holds against: errors in the kernel itself, and what two programs on one processor can measure of
+each other.
+
+Needs Linux on x86_64 or aarch64; namespaces 5.12, landlock alone 6.2. Elsewhere starting a sandbox raises UserError.
 """
 
+from srpo.sandbox.isolation import ISOLATIONS, allow_unsafe, probe
 from srpo.sandbox.process import Limits
 from srpo.sandbox.verdict import Verdict, check, judge, judge_many
 
-__all__ = ["Limits", "Verdict", "check", "judge", "judge_many"]
+__all__ = ["ISOLATIONS", "Limits", "Verdict", "allow_unsafe", "check", "judge", "judge_many", "probe"]

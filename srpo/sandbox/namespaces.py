@@ -36,7 +36,7 @@ def enter(visible: Iterable[str]) -> int:
     """
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
     everything = _NEWUSER | _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
-    if os.geteuid() == 0:                                     # root builds while it may read every folder, then goes
+    if os.geteuid() == 0 and _is_mapped(NOBODY):              # root builds while it may read every folder, then goes
         _unshare(_NEWNS)
         _pivot(visible)
         os.setgroups([])
@@ -69,6 +69,12 @@ def private_scratch(size: int) -> None:
     _unshare(_NEWNS)
     # A file or folder counts a page at least, of its own inode.
     _mount("tmpfs", SCRATCH, "tmpfs", _NOSUID | _NODEV | _NOEXEC, f"size={size},nr_inodes={size // 4096},mode=700")
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether this account exists here: a container may have no other than its root, an ordinary user outside."""
+    with open("/proc/self/uid_map") as file:
+        return any(int(first) <= uid < int(first) + int(number) for first, _, number in map(str.split, file))
 
 
 def _unshare_user(flags: int, proc: int) -> None:

@@ -106,3 +106,46 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+NO_NAMESPACES = """
+import os
+from srpo.sandbox import namespaces
+namespaces._unshare_user(namespaces._NEWUSER, os.open("/proc", os.O_RDONLY))
+open("/proc/sys/user/max_user_namespaces", "w").write("0")
+"""
+CONTAINER = """
+import struct
+from srpo.sandbox import confine
+refused = ((444, "landlock_create_ruleset"), (272, "unshare on x86_64"), (97, "unshare on aarch64"))
+code = [(0x20, 0, 0, 0)]
+for number, _ in refused:
+    code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050001)]
+confine.drop_rights(b"".join(struct.pack("HBBI", *i) for i in code + [(0x06, 0, 0, 0x7FFF0000)]))
+"""
+JUDGE = f"""
+from srpo.doctor import sandbox
+from srpo.sandbox import allow_unsafe, judge, probe
+print(sandbox())
+if probe()[0] == "unsafe":
+    try:
+        judge({HONEST!r}, {FUNCTION!r})
+    except Exception as e:
+        print(type(e).__name__, e)
+    allow_unsafe()
+assert judge({HONEST!r}, {FUNCTION!r}).passed == 1
+"""
+
+
+@pytest.mark.parametrize(("host", "says"), [
+    (NO_NAMESPACES, ["runs and judges programs; landlock: ", "not namespaces: unshare: No space left on device",
+                     "user.max_user_namespaces"]),
+    (CONTAINER, ["unsafe: ", "not namespaces: unshare: Operation not permitted; not landlock: Landlock version 0",
+                 "UserError this host cannot isolate programs", "set reward.allow_unsafe_sandbox: true"]),
+])
+def test_a_host_that_allows_less(host, says):
+    """Falls back, or refuses; doctor and log say why."""
+    done = subprocess.run([sys.executable, "-c", host + JUDGE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(words in done.stdout for words in says), done.stdout
+    assert "programs run in isolation" in done.stderr
