@@ -20,6 +20,9 @@ _SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r"π", r"\\pi "), (r"∞", r"\\infty "), (r"±", r"\\pm "), (r"×", r"\\times "), (r"·", r"\\cdot "),
     (r"∪", r"\\cup "), (r"∈", r"\\in "), (r"°|\\degree(?![a-z])", r"^\\circ"), (r"…", "..."))]
 
+_DELIMITED = re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+_DOLLAR = re.compile(r"(?<!\\)\$")
+
 _NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _DOTS = r"(?:\.{3}|\\[lc]?dots)"
 _FRACTION = re.compile(rf"\\frac\s*(?:\{{\s*(-?\s*{_NUMBER})\s*\}}|(\d))\s*(?:\{{\s*(-?\s*{_NUMBER})\s*\}}|(\d))"
@@ -61,8 +64,10 @@ _TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|\b(?:or|and)\b|.", re.DOTALL)
 def respell(s: str) -> str:
     """One spelling for signs, spaces, thousands, fractions and symbols; \text is kept, since it may hold a unit."""
     s = s.strip()
-    while len(s) > 1 and s[0] == s[-1] == "$":
-        s = s[1:-1].strip()
+    if m := _DELIMITED.fullmatch(s):
+        s = m[1] or m[2]
+    if len(dollars := _DOLLAR.findall(s)) > 1 and len(dollars) % 2 == 0:
+        s = _DOLLAR.sub("", s)
     for pattern, new in _SPELLINGS:
         s = pattern.sub(new, s)
     s = s.strip()

@@ -1,36 +1,37 @@
 r"""The maths grader: verdicts on pairs, where the answer is looked for, and hostile expressions."""
 
-import json
 import subprocess
 import sys
+from pathlib import Path
 
+import hostile_answers
 import pytest
 
+from srpo.config import Reward
+from srpo.data.schema import Problem
 from srpo.errors import UserError
+from srpo.rewards import Graders, Response
 from srpo.rewards.math import check, equal, grade
 
-
-@pytest.mark.parametrize(("given", "reference"), [
-    ("42", "42"), ("+42", "42"), ("42.0", "42"), ("1,234", "1234"), ("12\\,345", "12345"), ("12{,}345", "12,345"),
-    ("-7", "−7"), ("\\$5", "5"), ("\\frac{1}{2}", "0.5"), ("\\dfrac12", "\\frac{1}{2}"), ("1/2", "\\frac{1}{2}"),
-    ("5\\text{ cm}", "5"), ("5", "5\\text{ cm}^2"), ("50\\%", "50\\%"), ("2\\sqrt{2}", "\\sqrt{8}"),
-    ("x^2+2x+1", "(x+1)^2"), ("x=5", "5"), ("[0,1)", "[0, 1)"), ("\\{1,2\\}", "\\{2,1\\}"),
-    ("(1, 2)", "(1,2)"), ("\\varnothing", "\\emptyset"), ("\\{\\}", "\\emptyset"), ("1.2e-4", "1.2\\cdot 10^{-4}"),
-    ("B", "\\text{(B)}"), ("(B) seven", "B"), ("Monday", "\\text{monday}"), ("3:45", "3:45"), ("2^{10}", "1024"),
-    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"), ("\\pi/4", "\\frac{\\pi}{4}"),
-])
-def test_equal(given, reference):
-    assert equal(given, reference)
+PAIRS = [line.split("\t") for line in (Path(__file__).parent / "pairs.tsv").read_text().splitlines() if line[:1] != "#"]
 
 
-@pytest.mark.parametrize(("given", "reference"), [
-    ("41", "42"), ("42.5", "42"), ("4 2 3", "42"), ("1e-7", "2e-7"), ("0.0000001", "0"), ("0.3333", "\\frac{1}{3}"),
-    ("x^2 - y = 0", "0"), ("3 or 4", "3"), ("not 3", "3"), ("maybe 3", "3"), ("A or B", "A"), ("C", "B"),
-    ("3:45", "3:46"), ("(2, 1)", "(1, 2)"), ("[0,1]", "[0,1)"), ("Tuesday", "Monday"), ("0", "\\emptyset"), ("5x", "5"),
-    ("-\\frac12", "\\frac12"), ("", "3"), ("\\frac{", "3"), ("})]", "3"), ("\\infty", "1"), ("x", "y"),
-])
-def test_not_equal(given, reference):
-    assert not equal(given, reference)
+@pytest.mark.parametrize(("verdict", "given", "reference"), [row[:3] for row in PAIRS])
+def test_pairs(verdict, given, reference):
+    assert verdict in ("equal", "different", "reject")
+    assert equal(given, reference) is (verdict == "equal")
+
+
+def test_the_table_names_every_false_reject_and_what_others_get_wrong():
+    assert sum(row[0] != "reject" for row in PAIRS) >= 150
+    assert all(len(row) == 4 and row[3] for row in PAIRS if row[0] == "reject")
+    assert sum(row[-1].endswith("math-verify accepts") for row in PAIRS) > 20
+
+
+@pytest.mark.parametrize("reference", sorted({row[2] for row in PAIRS}))
+def test_a_reference_equals_itself_however_it_is_wrapped(reference):
+    for given in (reference, f" {reference} ", f"${reference}$", f"\\({reference}\\)"):
+        assert grade(f"so it is $\\boxed{{{given}}}$.", reference).correct
 
 
 def test_infinity_equals_itself():
@@ -77,22 +78,30 @@ def test_usable_references_pass_the_check(answer):
 
 
 HOSTILE = [
-    "9^{9^{9^9}}", "9^9^9^9^9", "(10^8)!", "100000!", "\\binom{1000000}{500000}", "2^{10000000}",
+    "9^{9^{9^9}}", "9^9^9^9^9", "(10^8)!", "100000!", "\\binom{1000000}{500000}", "2^{10000000}", "((9^{999})^{999})^0",
     "\\sum_{i=1}^{10^9} i", "\\int_0^1 e^{x^2} dx", "9" * 299, "{" * 150 + "}" * 150, "(" * 299, "\\frac{" * 49,
-    "1^" * 149,
-    "\\sqrt{" * 40 + "2" + "}" * 40, "(" * 14 + "1" + ")" * 14, "\\boxed{" * 40, "\\text{" * 50, "+-" * 140,
-    "10^{-99999999}", "0.\\overline{3}", "\x00", "\\",
+    "1^" * 149, "\\sqrt{" * 40 + "2" + "}" * 40, "(" * 14 + "1" + ")" * 14, "\\boxed{" * 40, "\\text{" * 50,
+    "+-" * 140, "10^{-99999999}", "0.\\overline{3}", "\x00", "\\", "1," * 150, "(1+" * 12 + "x" + ")" * 12 + "^{999}",
 ]
 
 
-def test_hostile_answers_are_wrong_and_quick():
-    """In a process with an alarm: an expression that hangs fails the test instead of stopping the suite."""
-    code = ("import json, signal, sys\nfrom srpo.rewards.math import equal\nequal('x+1', '1+x')\n"
-            "for text in json.loads(sys.argv[1]):\n"
-            "    signal.alarm(20)\n    print(ascii(text), flush=True)\n    assert not equal(text, '7')")
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(HOSTILE)], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout.splitlines()[-1]}: {done.stderr}"
-    assert len(done.stdout.splitlines()) == len(HOSTILE)
+@pytest.mark.parametrize(("count", "seed"), [(110, 1), pytest.param(1100, 2, marks=pytest.mark.slow)])
+def test_hostile_answers_are_wrong_and_cost_at_most_their_timeout(count, seed):
+    """In the workers that a run has: one that hangs is killed, and what follows it is graded."""
+    graders = Graders(Reward(style="boxed", timeout=2.0), 100, 2)
+    pairs = [*((text, "7") for text in HOSTILE), *hostile_answers.answers(count, seed)]
+    responses = []
+    for text, reference in pairs:
+        for given in (text, reference):
+            problem = Problem(f"{len(responses)}", "math", "What is it?", answer=reference)
+            responses.append(Response(problem, f"<answer>{given}</answer>", 1, False))
+    try:
+        graded = graders.grade(responses)
+    finally:
+        graders.close()
+    assert [(g.correct, g.failed) for g in graded[1::2]] == [(1.0, False)] * len(pairs)
+    assert [pair for pair, g in zip(pairs, graded[::2], strict=True) if g.correct] == []
+    assert sum(g.failed for g in graded) <= len(pairs) // 50, "the bounds that are checked before parsing are in force"
 
 
 def test_extraction_is_linear():
