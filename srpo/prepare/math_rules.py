@@ -81,6 +81,9 @@ def proof(row: Row) -> bool:
     "He took 3 pictures and framed 2. How many are not framed?",
     "A picture frame is 3 by 4 inches. What is its area?",
     "Six-figure salaries are paid to 3 men; what is the least sum?",
+    "Shown below are rows 1 and 2 of a triangle.\n\\begin{array}{cc} 1 & \\\\ 1 & 1 \\end{array}\nWhat is row 5's sum?",
+    "The first numbers of an arrangement are shown below: 2, 2, 4, 4, 4. What is the next?",
+    "The chart below gives distances.\n\\begin{tabular}{c|c} 1 & 2 \\end{tabular}\nWhat is the least?",
     "As shown by Euler, the sum converges. What is its integer part?",
 ], drops=[
     "In the figure, $AB = 3$. Find $BC$.",
@@ -96,13 +99,18 @@ def proof(row: Row) -> bool:
 ])
 def needs_image(row: Row) -> bool:
     """Refers to a drawing that the text does not contain, or contains it as drawing code."""
-    return bool(_IMAGE.search(row.prompt))
+    if _CODE.search(row.prompt):
+        return True
+    return bool(_IMAGE.search(_WRITTEN.sub("", row.prompt)) and not _TABULAR.search(row.prompt))
 
 
 _DRAWING = r"(?:figure|diagram|picture|graph|drawing|image|illustration|sketch|chart|grid|number\ line)s?"
+_CODE = re.compile(r"\[/?asy\]|!\[|\\includegraphics|\\begin\{tikzpicture\}|<img\b", re.IGNORECASE)
+_WRITTEN = re.compile(r"\b(?:numbers?|rows?|terms?|patterns?|sequences?|equations?|letters?|lists?|conditions?)\b"
+                      r"[^.?!]{0,60}\b(?:shown|given|illustrated)? ?(?:above|below)\b", re.IGNORECASE)
+"""What is shown in words and figures."""
 _IMAGE = re.compile(rf"""
-      \[/?asy\] | !\[ | \\includegraphics | \\begin\{{tikzpicture\}} | <img\b
-    | \b(?:in|from|on|to)\ the\ (?:(?:above|following|adjoining|accompanying|given|attached|next)\s+)?
+      \b(?:in|from|on|to)\ the\ (?:(?:above|following|adjoining|accompanying|given|attached|next)\s+)?
       (?:figure|diagram|illustration)s?\b (?!\s+(?:skat|out|eight))
     | \b(?:accompanying|adjoining|attached|above|following)\ {_DRAWING}\b
     | \b{_DRAWING}\s* (?:\([^()]*\)\s*)? (?:(?:is|are)\s+)? (?:shown|given|drawn|pictured|depicted)?\s*

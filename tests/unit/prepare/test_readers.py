@@ -56,7 +56,9 @@ def passes(row: Any) -> bool:
 
 def test_mbpp_shows_its_first_test_and_hides_the_others():
     row = read({"task_id": 3, "text": "Add.", "code": "def add(a, b):\r\n    return a + b",
-                "test_setup_code": "one = 1", "test_list": ["assert add(1, 2) == 3", "assert set([add(one, 3)]) == {4}"], "challenge_test_list": []})
+                "test_setup_code": "one = 1",
+                "test_list": ["assert add(1, 2) == 3", "assert set([add(one, 3)]) == {4}"],
+                "challenge_test_list": []})
     assert passes(row) and row.id == "mbpp/3"
     assert "`add`" in row.prompt and "add(1, 2) == 3" in row.prompt and "add(one, 3)" not in row.prompt
 
