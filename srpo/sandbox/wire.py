@@ -27,7 +27,7 @@ def decode(tree: Any) -> Any:
     """The value of an `encode`d tree that came from anywhere. Raises Unsupported."""
     try:
         return _decode(tree, 0)
-    except (ValueError, TypeError, OverflowError) as e:
+    except (ValueError, TypeError, KeyError, OverflowError) as e:
         raise Unsupported(f"malformed value: {type(e).__name__}") from None
 
 
@@ -62,9 +62,12 @@ def _encode(value: Any, depth: int, room: list[int]) -> Any:
         return {"bytes": value.hex()}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
+    if kind is type and value in _TYPES.values():
+        return {"type": value.__name__}
     raise Unsupported(f"type {kind.__name__}")
 
 
+_TYPES = {t.__name__: t for t in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 _DICTS = {("collections", "Counter"), ("collections", "OrderedDict"), ("collections", "defaultdict")}
 
 
@@ -86,6 +89,8 @@ def _decode(tree: Any, depth: int) -> Any:
         return dict(zip(keys, [_decode(v, depth + 1) for _, v in body], strict=True))
     if tag == "int":
         return int(body, 16)
+    if tag == "type":
+        return _TYPES[body]
     if tag == "bytes":
         return bytes.fromhex(body)
     if tag == "complex":

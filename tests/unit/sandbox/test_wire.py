@@ -7,7 +7,7 @@ from srpo.sandbox.wire import MAX_DEPTH, Unsupported, decode, encode, loads
 
 def test_the_wire_refuses_what_is_no_plain_value():
     for bad in ({"tuple": 1}, {"set": [[1]]}, {"a": 1, "b": 2}, {"unknown": 1}, {"int": "zz"}, {"dict": [[1]]},
-                {"bytes": "q"}, {"dict": [[[1], 2]]}, {"complex": ["a"]},
+                {"bytes": "q"}, {"type": "object"}, {"type": []}, {"dict": [[[1], 2]]}, {"complex": ["a"]},
                 {"set": [k * (2**61 - 1) for k in range(40)]}):
         with pytest.raises(Unsupported):
             decode(bad)
@@ -20,3 +20,10 @@ def test_the_wire_refuses_what_is_no_plain_value():
         deep = [deep]
     with pytest.raises(Unsupported):
         encode(deep)
+
+
+def test_a_class_crosses_only_if_it_is_a_builtin_type():
+    assert decode(encode([int, (str,)])) == [int, (str,)]
+    for other in (object, type, type("int", (), {}), type("E", (type,), {"__eq__": lambda s, o: True})("int", (), {})):
+        with pytest.raises(Unsupported):
+            encode(other)
