@@ -96,6 +96,12 @@ def numbering(text: str) -> str:
     return re.sub(rf"\s*{points}\s*(?=$|\n)|^\s*{points}\s*", "", text)
 
 
+@cleaner(("## Find x.", "Find x."), ("#include is C's.", "#include is C's."), ("Sort it. > indented block", "Sort it."))
+def notebook(text: str) -> str:
+    """A heading's mark at the beginning, and what an editor of notebooks leaves."""
+    return re.sub(r"\s*> indented block\b", "", re.sub(r"^\s*#{1,6}\s+(?=\w)", "", text))
+
+
 @cleaner(('Find x. Let\'s think step by step and output the final answer after "####".', "Find x."),
          ("Find x.\nPlease reason step by step, and put your final answer within \\boxed{}.", "Find x."),
          ("Find x. Put the answer to part one within the box.", "Find x. Put the answer to part one within the box."))

@@ -88,8 +88,7 @@ def _candidates(bands: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
 
 def _set(i: int, texts: Sequence[str], sets: dict[int, tuple[list[str], Hashes]]) -> tuple[list[str], Hashes]:
     if i not in sets:
-        words = tokens(texts[i])
-        sets[i] = figures(words), ngrams(words, N)
+        sets[i] = figures(texts[i]), ngrams(tokens(texts[i]), N)
     return sets[i]
 
 

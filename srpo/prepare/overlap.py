@@ -28,9 +28,11 @@ def tokens(text: str) -> list[str]:
     return [_SAME.get(t, t) for t in found if t not in _LAYOUT]
 
 
-def figures(words: list[str]) -> list[str]:
-    """Numbers, operators and LaTeX commands, sorted: where they differ, two problems that read alike differ."""
-    return sorted(w for w in words if not w.isalpha())
+def figures(text: str) -> list[str]:
+    """Numbers, operators, brackets, LaTeX commands and truth values, sorted: where they differ, two problems that read
+    alike are different."""
+    found = sorted(w for w in tokens(text) if not w.isalpha() or w in ("true", "false"))
+    return ["("] * text.count("(") + found
 
 
 def compact(text: str) -> str:
