@@ -82,8 +82,9 @@ def _unicode(rng: random.Random) -> str:
 
 
 def _noise(rng: random.Random) -> str:
-    tokens = re.findall(r"\S+", r"\frac \sqrt { } ( ) [ ] ^ _ 1 2 x y + - = < , \cdot \pi \infty \cup \in \text \begin{pmatrix} "
-                        r"\end{pmatrix} & \\ ! | \sin \left \right \{ \} \ $ % \int \pm \overline \circ i e")
+    tokens = re.findall(r"\S+", r"\frac \sqrt { } ( ) [ ] ^ _ 1 2 x y + - = < , \cdot \pi \infty \cup \in \text "
+                        r"\begin{pmatrix} \end{pmatrix} & \\ ! | \sin \left \right \{ \} \ $ % \int \pm \overline "
+                        r"\circ i e")
     return "".join(rng.choices(tokens, k=rng.randrange(2, 40)))
 
 

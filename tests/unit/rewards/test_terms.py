@@ -1,5 +1,8 @@
 r"""Format, language mixing, length, and where the program is in a response."""
 
+import subprocess
+import sys
+
 import pytest
 
 from srpo.config import Overlong
@@ -39,10 +42,28 @@ def test_boxed(response, good):
     assert well_formed(response, "boxed") is good
 
 
+@pytest.mark.parametrize(("response", "style", "lenient"), [
+    ("thinking</think>\nSo: <answer>3</answer> done", "think_answer", True),
+    ("thinking</think><answer>3", "think_answer", True),          # cut off, or the closing tag was the stop string
+    ("a</think><answer>3</answer><answer>4</answer>", "think_answer", True),
+    ("<think>a<think>b</think>c</think><answer>3</answer>", "think_answer", True),
+    ("thinking</think><answer> </answer>", "think_answer", False),
+    ("thinking</think>3", "think_answer", False),
+    ("thinking<answer>3</answer>", "think_answer", False),
+    ("<answer>3</answer></think>", "think_answer", False),
+    ("\\boxed{2}, so \\boxed{3}", "boxed", True),
+    ("\\boxed{3}, so \\boxed{ }", "boxed", False),
+])
+def test_lenient_wants_an_answer_after_the_thinking_and_strict_nothing_else(response, style, lenient):
+    assert well_formed(response, style, strict=False) is lenient
+    assert not well_formed(response, style)
+
+
 def test_format_is_quick_on_repeated_tags():
     for text in ("</think><answer>" * 20_000, "<answer>" * 40_000 + "</think>",
                  "a" * 200_000 + "</think>" + " " * 200_000 + "<answer>"):
         assert not well_formed(text, "think_answer")
+        assert not well_formed(text, "think_answer", strict=False)
 
 
 @pytest.mark.parametrize(("prompt", "response", "expected"), [
@@ -58,9 +79,29 @@ def test_format_is_quick_on_repeated_tags():
     ("1 + 1 = ?", "二", 0.0),                                    # a prompt without letters sets no language
     ("What is it?", "123 !?", 0.0),
     ("What is it?", "", 0.0),
+    ("Combien de pommes reste-t-il ?", "Il reste donc trois pommes.", 0.0),
+    ("How many apples are left in the basket?", "Il reste donc trois pommes dans le panier.", 1.0),
+    ("How many apples are left in the basket?", "Entonces la respuesta final es tres.", 1.0),
+    ("How many apples are left in the basket?", "Also ist die gesuchte Antwort drei.", 1.0),
+    ("How many apples are left in the basket?", "So three are left. 三", 1 / 15),
+    ("How many apples are left in the basket?",
+     "There were five.\nWir haben also noch drei Äpfel.\n\nTherefore the final answer is three.", 25 / 68),
+    ("How many apples are left in the basket?", "Also drei.", 0.0),   # too short to be sure
+    ("How many apples are left in the basket?", "20 sections * 400 pounds/section = 8000 pounds", 0.0),
+    ("How many apples are left in the basket?", "`return la_respuesta_final_es_tres` so it is three.", 0.0),
+    ("Translate: il reste donc trois pommes dans le panier.\nHow many apples are left in the basket?",
+     "There are three apples left. Il reste donc trois pommes.", 0.0),
+    ("Сколько яблок осталось в корзине?", "Значит, в корзине осталось три яблока.", 0.0),
+    ("篮子里还剩多少个苹果？", "所以篮子里还剩三个苹果。", 0.0),
 ])
 def test_mixing(prompt, response, expected):
     assert mixing(prompt, response) == pytest.approx(expected)
+
+
+def test_scripts_alone_need_no_language_model():
+    code = ("import sys; from srpo.rewards.language import mixing; import srpo.rewards.worker;"
+            "assert mixing('1 + 1 = ?', 'one two three four five') == 0; sys.exit('py3langid' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(("tokens", "penalty"), [(0, 0.0), (80, 0.0), (90, 0.25), (100, 0.5), (120, 0.5)])
