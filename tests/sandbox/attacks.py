@@ -179,6 +179,10 @@ PROCESSES = [
     Attack("System V shared memory", libc("C.shmget(0x5A5A, 4096, 0o1600)"), DENIED),
     Attack("System V semaphores", libc("C.semget(0x5A5A, 1, 0o1600)"), DENIED),
     Attack("System V messages", libc("C.msgget(0x5A5A, 0o1600)"), DENIED),
+    Attack("removed semaphores", libc("C.semctl(0, 0, 0)"), DENIED),
+    Attack("received messages", libc("C.msgrcv(0, bytes(64), 8, 0, 2048)"), DENIED),
+    Attack("removed queue", libc("C.syscall(241 if os.uname().machine == 'x86_64' else 181, b'trainer')"), DENIED),
+    Attack("list of mounts", system(458, 458, "bytes(64), bytes(64), 8, 0"), DENIED),
     Attack("POSIX messages", system(240, 180, "b'srpo-attack', 66, 0o600, 0"), DENIED),
     Attack("shared memory module", "from multiprocessing import shared_memory\n"
            "shared_memory.SharedMemory('srpo-attack', create=True, size=4096)", DENIED + "|" + HIDDEN),
