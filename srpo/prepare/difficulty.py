@@ -42,7 +42,9 @@ class Meter:
 
         self._settings = settings
         self._sampler = Sampler(settings.model, settings.template, settings.max_tokens)
-        self._graders = Graders(Reward(format=0.0), settings.max_tokens, workers)
+        # Only the srpo prompt opens a <think> that the answer must come after.
+        reward = Reward(format=0.0, style="think_answer" if settings.template == "srpo" else "boxed")
+        self._graders = Graders(reward, settings.max_tokens, workers)
 
     def pass_rates(self, problems: Sequence[Problem]) -> list[float]:
         k = self._settings.samples

@@ -1,0 +1,79 @@
+"""Pass rates from sampled responses, graded by the real graders; the model alone is replaced."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from srpo.data.schema import Problem, read_problems
+from srpo.errors import UserError
+from srpo.prepare import pipeline
+from srpo.prepare.difficulty import Difficulty, Meter
+
+MATH = Problem("m", "math", "What is 1+1?", answer="2")
+CODE = Problem("c", "code", "Add.", tests={
+    "kind": "function", "entry_point": "add", "cases": [{"args": [1, 2], "expected": 3}]})
+RIGHT, WRONG = "It is \\boxed{2}.", "It is \\boxed{3}."
+PROGRAM = "```python\ndef add(a, b):\n    return a {} b\n```"
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch):
+    """A model that says what it is told to, problem by problem; `asked` are the prompts that it has got."""
+    asked: list[str] = []
+
+    def says(**answers: list[str]) -> list[str]:
+        def sample(prompts, samples, temperature):
+            asked.extend(prompts)
+            return [next(a for key, a in answers.items() if key in p)[:samples] for p in prompts]
+
+        sampler = SimpleNamespace(Sampler=lambda *settings: SimpleNamespace(sample=sample))
+        monkeypatch.setitem(sys.modules, "srpo.rollout.sampler", sampler)
+        return asked
+
+    return says
+
+
+def test_pass_rates(model):
+    model(What=[RIGHT, WRONG, RIGHT, "nothing"], Add=[PROGRAM.format("+"), PROGRAM.format("-"), "", "add"])
+    meter = Meter(Difficulty("model", samples=4), workers=1)
+    try:
+        assert meter.pass_rates([MATH, CODE]) == [0.5, 0.25]
+    finally:
+        meter.close()
+
+
+def test_with_the_srpo_prompt_an_answer_comes_after_the_thinking(model):
+    model(What=[RIGHT, f"hm</think><answer>{RIGHT}</answer>"])
+    meter = Meter(Difficulty("model", samples=2, template="srpo"), workers=1)
+    try:
+        assert meter.pass_rates([MATH]) == [0.5]
+    finally:
+        meter.close()
+
+
+@pytest.mark.parametrize(("rate", "name"), [
+    (0.0, "hard"), (0.25, "hard"), (0.375, "medium"), (0.75, "easy"), (1.0, "easy")])
+def test_names(rate: float, name: str):
+    assert Difficulty("model").name(rate) == name
+
+
+@pytest.mark.parametrize(("easy", "hard"), [(0.2, 0.3), (0.3, 0.3), (1.5, 0.1), (0.5, -0.1)])
+def test_thresholds(easy: float, hard: float):
+    with pytest.raises(UserError, match="thresholds easy = .* must be 0 <= hard < easy <= 1"):
+        Difficulty("model", easy=easy, hard=hard)
+
+
+def test_columns_are_written_and_not_measured_twice(model, tmp_path: Path):
+    source = tmp_path / "m.jsonl"
+    source.write_text('{"problem": "What is $1+1$?", "answer": "2"}\n{"problem": "Find $7-4$.", "answer": "3"}\n')
+    asked = model(What=[RIGHT] * 2, Find=[WRONG, RIGHT])
+    for _ in range(2):
+        pipeline.prepare([str(source)], tmp_path / "out", difficulty=Difficulty("model", samples=2),
+                         console=Console(quiet=True))
+        assert [p.difficulty for p in read_problems([tmp_path / "out/train.parquet"])] == ["easy", "medium"]
+    assert len(asked) == 2
