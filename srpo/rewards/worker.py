@@ -24,7 +24,7 @@ from srpo.rewards.extract import Grade
 from srpo.rewards.format import well_formed
 from srpo.rewards.language import mixing
 from srpo.rewards.length import overlong
-from srpo.sandbox import Limits, allow_unsafe
+from srpo.sandbox import Limits, Refused, allow_unsafe
 from srpo.sandbox.confine import die_with_parent
 
 Custom = dict[str, Callable[[Problem, str], float]]
@@ -55,6 +55,8 @@ def main() -> None:
                 limit = settings["max_response_tokens"]
                 answer["parts"]["overlong"] = -overlong(request["tokens"], limit, reward.overlong)
             custom_parts(functions, reward, problem, request["text"], answer, channel)
+        except Refused as e:
+            answer = {"error": str(e)}
         except UserError as e:
             answer = {"data": str(e)}
         send(channel, answer)

@@ -21,11 +21,11 @@ works here, as root or as an ordinary user (`srpo doctor` says which, and why no
 What no isolation here holds against: errors in the kernel itself, and what two programs on one processor can measure of
 each other.
 
-Needs Linux on x86_64 or aarch64; namespaces 5.12, landlock alone 6.2. Elsewhere starting a sandbox raises UserError.
+Needs Linux on x86_64 or aarch64; namespaces 5.12, landlock alone 6.2. Elsewhere judging raises Refused.
 """
 
-from srpo.sandbox.isolation import ISOLATIONS, allow_unsafe, probe
+from srpo.sandbox.isolation import ISOLATIONS, Refused, allow_unsafe, probe
 from srpo.sandbox.process import Limits
 from srpo.sandbox.verdict import Verdict, check, judge, judge_many
 
-__all__ = ["ISOLATIONS", "Limits", "Verdict", "allow_unsafe", "check", "judge", "judge_many", "probe"]
+__all__ = ["ISOLATIONS", "Limits", "Refused", "Verdict", "allow_unsafe", "check", "judge", "judge_many", "probe"]

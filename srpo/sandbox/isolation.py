@@ -19,6 +19,11 @@ ISOLATIONS = {
 }
 """Strongest first."""
 
+
+class Refused(UserError):
+    """This host cannot isolate programs, whichever they are."""
+
+
 _unsafe = False
 
 
@@ -29,14 +34,14 @@ def allow_unsafe() -> None:
 
 
 def strongest() -> str:
-    """The strongest isolation that works here; logged when it is not the first. Raises UserError when it is "unsafe"
-    and nobody allowed that, or when not even that works."""
+    """The strongest isolation that works here; logged when it is not the first. Raises Refused when it is "unsafe" and
+    nobody allowed that, or when not even that works."""
     works, refusals = probe()
     if not works:
-        raise UserError(f"the sandbox cannot run here: {_text(refusals)}")
+        raise Refused(f"the sandbox cannot run here: {_text(refusals)}")
     if works == "unsafe" and not _unsafe:
-        raise UserError(f"this host cannot isolate programs: {_text(refusals)}; to run them all the same, with "
-                        f"{ISOLATIONS['unsafe']}, set reward.allow_unsafe_sandbox: true")
+        raise Refused(f"this host cannot isolate programs: {_text(refusals)}; to run them all the same, "
+                      f"set reward.allow_unsafe_sandbox: true ({ISOLATIONS['unsafe']})")
     return works
 
 

@@ -80,7 +80,7 @@ RESOURCES = [
            "def g(): time.sleep(100)\nwhile True: threading.Thread(target=g).start()",
            "can't start new thread|ended early|MemoryError"),
     Attack("one large file", "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-           "open('x', 'wb').write(bytes(10 ** 8))", "File too large"),
+           "open('x', 'wb').write(bytes(10 ** 8))", "File too large|No space left|ended early"),
     Attack("disk fill", "import itertools\nfor i in itertools.count():\n    open(str(i), 'wb').write(bytes(1 << 23))",
            "No space left|ended early"),
     Attack("disk fill by allocation", "import os\nos.posix_fallocate(os.open('x', os.O_CREAT | os.O_RDWR), 0, 1 << 40)",

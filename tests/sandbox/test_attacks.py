@@ -19,7 +19,7 @@ def test_contained(judge: Judge, attack: Attack):
     program, before = (re.sub("HOME|VICTIM", lambda m: here[m[0]], text) for text in (attack.program, attack.before))
     if before:
         assert judge(before, FUNCTION)["passed"] == 1
-    verdict = judge(program, attack.tests or FUNCTION, wall=attack.wall, cpu=60, scratch=16 << 20)
+    verdict = judge(program, attack.tests or FUNCTION, wall=attack.wall, cpu=60, scratch=4 << 20)
     assert verdict["passed"] == 0 and re.search(attack.reason, verdict["reason"]), verdict["reason"]
     assert SECRET not in verdict["reason"] and "LEAKED" not in verdict["reason"]
     assert verdict["seconds"] < attack.wall + 5

@@ -141,7 +141,7 @@ assert judge({HONEST!r}, {FUNCTION!r}).passed == 1
     (NO_NAMESPACES, ["runs and judges programs; landlock: ", "not namespaces: unshare: No space left on device",
                      "user.max_user_namespaces"]),
     (CONTAINER, ["unsafe: ", "not namespaces: unshare: Operation not permitted; not landlock: Landlock version 0",
-                 "UserError this host cannot isolate programs", "set reward.allow_unsafe_sandbox: true"]),
+                 "Refused this host cannot isolate programs", "set reward.allow_unsafe_sandbox: true"]),
 ])
 def test_a_host_that_allows_less(host, says):
     """Falls back, or refuses; doctor and log say why."""
@@ -149,3 +149,22 @@ def test_a_host_that_allows_less(host, says):
     assert done.returncode == 0, done.stderr
     assert all(words in done.stdout for words in says), done.stdout
     assert "programs run in isolation" in done.stderr
+
+
+GRADE = """
+from srpo.config import Reward
+from srpo.data.schema import Problem
+from srpo.rewards.compose import Graders, Response
+tests = {"kind": "assert", "entry_point": "f", "code": "assert f(1) == 2"}
+problem = Problem(id="1", domain="code", prompt="", answer=None, tests=tests, response=None)
+for allowed in (True, False):
+    graders = Graders(Reward(allow_unsafe_sandbox=allowed), 100, 1)
+    print(graders.grade([Response(problem, "</think>\\n```python\\ndef f(x): return 2\\n```", 5, False)])[0].correct)
+"""
+
+
+def test_a_run_on_such_a_host_stops_and_names_the_setting():
+    """Not a problem of this or that program."""
+    done = subprocess.run([sys.executable, "-c", CONTAINER + GRADE], capture_output=True, text=True)
+    assert done.stdout == "1.0\n"
+    assert done.stderr.splitlines()[-1].startswith("srpo.errors.UserError: this host cannot isolate programs")
