@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import re
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -207,6 +207,7 @@ def _math_verify() -> tuple[Any, Any, Any]:
     return math_verify.parse, math_verify.verify, config
 
 
+@lru_cache(1024)                                              # the samples of a prompt share its reference
 def _parse(s: str) -> Any:
     """sympy's object, or None. What math-verify's own extraction misses ("a + b + c", "\\sin^2 t") is parsed as is."""
     import sympy

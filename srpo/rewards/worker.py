@@ -10,9 +10,12 @@ import importlib
 import json
 import math
 import os
+import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from srpo.config import Reward
@@ -26,6 +29,11 @@ from srpo.rewards.language import mixing
 from srpo.rewards.length import overlong
 from srpo.sandbox import Limits, Refused, allow_unsafe
 from srpo.sandbox.confine import die_with_parent
+
+MATH_MEMORY = 2 << 30
+"""Bytes that grading one answer may take."""
+MAX_ERROR = 500
+"""Characters of an error that are reported."""
 
 Custom = dict[str, Callable[[Problem, str], float]]
 
@@ -42,7 +50,10 @@ def main() -> None:
     except UserError as e:
         send(channel, {"error": str(e)})
         return
-    send(channel, {"ready": True})
+    try:
+        send(channel, {"ready": True})
+    except BrokenPipeError:                                   # the pool was closed meanwhile
+        return
     while True:
         try:
             request = json.loads(channel.recv_bytes())
@@ -90,7 +101,7 @@ def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as e:
-        return {"parts": {}, "errors": [[problem.domain, f"{type(e).__name__}: {e}"]]}
+        return {"parts": {}, "errors": [[problem.domain, describe(e)]]}
     terms = {"accuracy": reward.accuracy * accuracy.correct,
              "format": reward.format * well_formed(text, reward.style),
              "language": -reward.language * mixing(problem.prompt, text) if reward.language else 0.0}
@@ -99,7 +110,8 @@ def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
 
 def grade(problem: Problem, text: str, timeout: float) -> Grade:
     if problem.domain == "math":
-        return math_reward.grade(text, problem.answer or "")
+        with bounded_memory(MATH_MEMORY):
+            return math_reward.grade(text, problem.answer or "")
     # Within half of the deadline, so that a program that hangs is a wrong answer and not a lost grader.
     wall = min(Limits().wall, timeout / 2)
     return code_reward.grade(text, problem.tests or {}, Limits(wall=wall, cpu=math.ceil(wall) + 1))
@@ -115,9 +127,28 @@ def custom_parts(functions: Custom, reward: Reward, problem: Problem, text: str,
             if not math.isfinite(value):
                 raise ValueError(f"returned {value}")
         except BaseException as e:  # SystemExit too: a user's function must not end the process
-            answer["errors"].append([custom.function, f"{type(e).__name__}: {e}"])
+            answer["errors"].append([custom.function, describe(e)])
         else:
             answer["parts"][custom.function] = custom.weight * value
+
+
+def describe(error: BaseException) -> str:
+    """One line, however much the error has to say."""
+    return f"{type(error).__name__}: {' '.join(str(error)[:MAX_ERROR].split())}".removesuffix(": ")
+
+
+@contextmanager
+def bounded_memory(size: int) -> Iterator[None]:
+    """Within it the process may map `size` bytes more than it has; then allocations fail. A symbolic expression can
+    grow by gigabytes before its deadline."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = [limit for limit in (used + size, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def send(channel: Connection, message: dict[str, Any]) -> None:

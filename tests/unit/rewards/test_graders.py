@@ -7,13 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from srpo.batch import Sample
 from srpo.config import CustomReward, Overlong, Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import Graders, Response
 from srpo.rewards.compose import check_problems
+from srpo.rewards.worker import bounded_memory
+from srpo.statistics import Update, step_metrics
 
 GOOD = "three</think><answer>3</answer>"
 
@@ -83,6 +87,8 @@ def test_an_answer_given_while_thinking_does_not_count_in_the_think_style(grader
 @pytest.mark.parametrize(("name", "why"), [
     ("raises", "ValueError: no idea"), ("nan", "returned nan"), ("infinite", "returned inf"), ("none", "TypeError"),
     ("leaves", "SystemExit"), ("dies", "its process died"), ("hangs", "no answer within 1.5 s"),
+    ("killed", "its process died"), ("hangs_deaf", "no answer within 1.5 s"), ("talks", "ValueError: y y y"),
+    ("huge", "Error"), ("string", "ValueError: could not convert"), ("recurses", "RecursionError"),
 ])
 def test_a_failing_grader_costs_one_response_a_zero(graders, caplog, name, why):
     texts = [GOOD, f"bad {GOOD}", GOOD, GOOD]
@@ -93,8 +99,44 @@ def test_a_failing_grader_costs_one_response_a_zero(graders, caplog, name, why):
         (1.0, 2.1, False), (0.0, 0.0, True), (1.0, 2.1, False), (1.0, 2.1, False)]
     assert why in out[1].reason
     line, = caplog.messages
-    assert f"custom_rewards:{name} failed on problem m1: " in line and why in line
+    assert f"custom_rewards:{name} failed on problem m1: " in line and why in line and len(line) < 800
     assert [o.failed for o in g.grade([response()])] == [False], "the next step is graded as if nothing had happened"
+
+
+def test_every_failure_in_one_step_is_counted_and_the_rest_is_graded(graders):
+    """Two workers, a third of the responses bad in some way; the metric that the trainer logs is their number."""
+    names = ["raises", "nan", "dies", "killed", "hangs", "leaves"]
+    g = graders(workers=2, timeout=1.0, custom=custom("as_told"))
+    texts = [f"bad {names[i // 3]} {GOOD}" if i % 3 == 1 else f"fine {i} {GOOD}" for i in range(3 * len(names))]
+    out = g.grade([response(text, math(f"m{i}")) for i, text in enumerate(texts)])
+    assert [o.failed for o in out] == [i % 3 == 1 for i in range(len(texts))]
+    assert all((o.correct, o.reward) == ((0.0, 0.0) if o.failed else (1.0, 2.1)) for o in out)
+    samples = [Sample(np.array([1]), np.array([2])) for _ in out]
+    metrics = step_metrics([math()] * len(out), samples, out, [0.0] * len(out), Update(tokens=1, compared=1),
+                           {"time/rollout": 1.0, "time/update": 1.0})
+    assert metrics["reward/failed"] == len(names)
+
+
+def test_what_a_killed_function_started_ends_with_it(graders, tmp_path):
+    file = tmp_path / "pid"
+    out, _ = graders(custom=custom("leaves_child"), timeout=1.5).grade([response(f"bad {file} {GOOD}"), response()])
+    assert out.failed and not _running(file.read_text())
+
+
+def test_an_algebraic_bomb_costs_its_response_and_no_more(graders):
+    bomb = "\\frac{x^{23}-1}{x-1}(\\sqrt{3}+\\sqrt{x})(\\sqrt{52}+\\sqrt{x})(x^{46}+1)\\frac{x^{8}-1}{x-1} < 1"
+    g = graders(timeout=2.0)
+    out = g.grade([response(f"</think><answer>{text}</answer>", math(answer="[1, 7)")) for text in (bomb, "[1,7)")])
+    assert [(o.correct, o.failed, o.reason) for o in out] == [
+        (0.0, True, "math: no answer within 2 s"), (1.0, False, "correct")]
+
+
+def test_memory_is_bounded_and_given_back():
+    with bounded_memory(1 << 26):
+        assert len(bytearray(1 << 24)) == 1 << 24
+        with pytest.raises(MemoryError):
+            bytearray(1 << 28)
+    assert len(bytearray(1 << 28)) == 1 << 28
 
 
 @pytest.mark.parametrize("name", ["raises", "dies"])
