@@ -194,6 +194,8 @@ class Stage(Section):
     """Shown in metrics and the ledger."""
     domains: list[Literal["math", "code"]] = Field(min_length=1)
     """Which problems take part."""
+    difficulty: list[Literal["easy", "medium", "hard"]] | None = Field(None, min_length=1)
+    """Only problems that `srpo prepare --model` found to be this hard; unset: all, measured or not."""
     until: Literal["plateau", "epochs", "steps"]
     """plateau: the smoothed reward stopped growing. epochs, steps: after that many."""
     epochs: int | None = Field(None, ge=1)

@@ -71,7 +71,8 @@ class Run:
         if self.rank == 0:
             self.ledger = Ledger(self.folder / "ledger.sqlite")
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
-                                         config.batch.prompts, config.seed, self.ledger)
+                                         config.batch.prompts, config.seed, self.ledger,
+                                         {p.id: p.difficulty for p in problems if p.difficulty})
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0

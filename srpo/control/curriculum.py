@@ -1,7 +1,7 @@
 """Stage -> epoch -> the prompts of one step.
 
-An epoch is one pass over the prompts of the stage's domains that resampling has left, in an order that depends on
-the seed and the epoch's number alone; its last step is short rather than dropped or padded. A stage that ends in the
+An epoch is one pass over the prompts of the stage's domains and difficulty that resampling has left, in an order that
+depends on the seed and the epoch's number alone; its last step is short rather than dropped or padded. A stage that ends in the
 middle of an epoch closes it, resampling the prompts that it did see. Every decision is written to the ledger.
 """
 
@@ -35,15 +35,17 @@ class StepPlan:
 
 
 class Curriculum:
-    """`problems` maps a prompt's id to its domain, in the data's order.
+    """`problems` maps a prompt's id to its domain, in the data's order; `difficulty` to how hard it is, where that is
+    known.
 
     Raises UserError when a stage has no problem in the data. A new object begins a run; to resume (or to begin over an
     old ledger) call `load_state_dict`.
     """
 
     def __init__(self, problems: Mapping[str, str], stages: Sequence[Stage], resample: Resample, prompts_per_step: int,
-                 seed: int, ledger: Ledger):
-        _check(problems, stages)
+                 seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None):
+        self._difficulty = difficulty or {}
+        _check(problems, self._difficulty, stages)
         self._problems, self._stages, self._prompts_per_step = problems, stages, prompts_per_step
         self._resample = resample
         self._seed, self._ledger = seed, ledger
@@ -85,7 +87,7 @@ class Curriculum:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is; JSON-able and small, the rest being derived from the ledger."""
-        begun = [[stage.name, sorted(stage.domains)] for stage in self._stages[:self._stage + 1]]
+        begun = [[stage.name, _takes(stage)] for stage in self._stages[:self._stage + 1]]
         return {"step": self._step, "epoch": self._epoch, "stages": begun, "over": self._stage == len(self._stages),
                 "open": self._order is not None, "cursor": self._cursor, "resample": self._resample.model_dump(),
                 "data": self._fingerprint(), "ledger": self._ledger.position()}
@@ -156,20 +158,21 @@ class Curriculum:
         for key, began in state["resample"].items():
             if (now := getattr(self._resample, key)) != began:
                 raise UserError(f"resample.{key} = {now}: this run began with {began}; {way_out}")
-        for i, (name, domains) in enumerate(state["stages"]):
+        for i, (name, taken) in enumerate(state["stages"]):
             if i == len(self._stages):
                 raise UserError(f"stages: stage {name!r}, which this run has begun, is missing; {way_out}")
             stage = self._stages[i]
             if stage.name != name:
                 raise UserError(f"stages.{i}.name = {stage.name!r}: this run has begun {name!r} there; {way_out}. Only "
                                 "stages that have not begun can be added or changed")
-            if sorted(stage.domains) != domains:
-                raise UserError(f"stages.{i}.domains = {stage.domains}: this run began stage {name!r} with {domains}; "
-                                f"{way_out}")
+            if _takes(stage) != taken:
+                raise UserError(f"stages.{i}: takes {', '.join(_takes(stage))} problems; this run began stage {name!r} "
+                                f"with {', '.join(taken)}; {way_out}")
 
     def _shuffled(self, epoch: int) -> list[str]:
-        domains = self._stages[self._stage].domains
-        order = self._resampling.present((p for p, domain in self._problems.items() if domain in domains), epoch)
+        stage = self._stages[self._stage]
+        order = self._resampling.present((p for p, domain in self._problems.items()
+                                          if _suits(stage, domain, self._difficulty.get(p))), epoch)
         random.Random(f"{self._seed} {epoch}").shuffle(order)
         return order
 
@@ -180,13 +183,24 @@ class Curriculum:
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self._seed).encode())
         for prompt, domain in self._problems.items():
-            digest.update(f"{prompt!r} {domain}\n".encode())
+            digest.update(f"{prompt!r} {domain}{self._difficulty.get(prompt, '')}\n".encode())
         return digest.hexdigest()[:16]
 
 
-def _check(problems: Mapping[str, str], stages: Sequence[Stage]) -> None:
+def _suits(stage: Stage, domain: str, difficulty: str | None) -> bool:
+    return domain in stage.domains and (stage.difficulty is None or difficulty in stage.difficulty)
+
+
+def _takes(stage: Stage) -> list[str]:
+    return sorted(stage.domains) + sorted(stage.difficulty or [])
+
+
+def _check(problems: Mapping[str, str], difficulty: Mapping[str, str], stages: Sequence[Stage]) -> None:
     have = set(problems.values())
     for i, stage in enumerate(stages):
         if not have & set(stage.domains):
             raise UserError(f"stages.{i}.domains = {stage.domains} (stage {stage.name!r}): data.train has no such "
                             f"problem, only {', '.join(sorted(have)) or 'none'}")
+        if not any(_suits(stage, domain, difficulty.get(p)) for p, domain in problems.items()):
+            raise UserError(f"stages.{i}.difficulty = {stage.difficulty} (stage {stage.name!r}): data.train has no "
+                            "such problem; `srpo prepare --model` measures how hard problems are")

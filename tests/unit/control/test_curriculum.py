@@ -41,10 +41,10 @@ def run(curriculum, problems, correct, reward=None, steps=1000):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite"):
+    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite", difficulty=None):
         ledger = Ledger(tmp_path / name)
         ledger._db.execute("PRAGMA synchronous = OFF")      # durability has its own test; thousands of syncs are slow
-        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger)
+        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger, difficulty)
     return make
 
 
@@ -267,7 +267,7 @@ def test_other_data_or_seed_are_refused(make):
     ([STAGES[0], stage("between"), *STAGES[1:]], None, r"stages\.1\.name = 'between': this run has begun 'two' there"),
     ([STAGES[1], STAGES[0], STAGES[2]], None, r"stages\.0\.name = 'two': this run has begun 'one' there"),
     (STAGES[:1], None, r"stages: stage 'two', which this run has begun, is missing"),
-    ([STAGES[0], stage("two", ("code",))], None, r"stages\.1\.domains = \['code'\]: this run began stage 'two' with "),
+    ([STAGES[0], stage("two", ("code",))], None, r"stages\.1: takes code problems; this run began stage 'two' with "),
 ])
 def test_what_has_begun_cannot_be_changed(make, stages, resample, message):
     problems = MATH | CODE
@@ -303,6 +303,36 @@ def test_a_finished_run_goes_on_with_its_last_stage_made_longer_and_then_a_new_o
 def test_a_stage_without_problems_is_named(make):
     with pytest.raises(UserError, match=r"stages\.1\.domains = \['code'\] \(stage 'two'\): data.train has no such"):
         make(MATH, [stage(), stage("two", ("code",))])
+
+
+def test_a_stage_takes_the_difficulty_that_it_asks_for(make):
+    problems = MATH | CODE
+    hard, medium, *_ = MATH
+    known = {hard: "hard", medium: "medium", next(iter(CODE)): "hard"}
+    plans = run(make(problems, [stage("hard", difficulty=["hard"], epochs=1),
+                                stage("harder", difficulty=["medium", "hard"], epochs=1),
+                                stage("all", ("math", "code"), epochs=1)], difficulty=known), problems, never)
+    seen = {name: {p for plan in plans if plan.stage == name for p in plan.prompt_ids} for name in
+            ("hard", "harder", "all")}
+    assert seen == {"hard": {hard}, "harder": {hard, medium}, "all": set(problems)}
+
+
+def test_a_difficulty_that_no_problem_has_is_named(make):
+    with pytest.raises(UserError, match=r"stages\.0\.difficulty = \['easy'\] \(stage 'one'\): data\.train has no"):
+        make(MATH, [stage(difficulty=["easy"])], difficulty={next(iter(MATH)): "hard"})
+
+
+def test_other_difficulties_are_other_data(make):
+    known = {prompt: "hard" for prompt in MATH}
+    first = make(MATH, [stage(difficulty=["hard"])], difficulty=known)
+    run(first, MATH, never, steps=1)
+    with pytest.raises(UserError, match=r"stages\.0: takes math, medium problems; this run began stage 'one' with math, "):
+        make(MATH, [stage(difficulty=["medium"])], difficulty=known | {next(iter(MATH)): "medium"}
+             ).load_state_dict(first.state_dict() | {"data": make(
+                 MATH, [stage()], difficulty=known | {next(iter(MATH)): "medium"}).state_dict()["data"]})
+    with pytest.raises(UserError, match="data.train or seed: not what this run began with"):
+        make(MATH, [stage(difficulty=["hard"])], difficulty=known | {next(iter(MATH)): "medium"}
+             ).load_state_dict(first.state_dict())
 
 
 def test_control_imports_no_torch():
