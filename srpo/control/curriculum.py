@@ -1,8 +1,9 @@
 """Stage -> epoch -> the prompts of one step.
 
 An epoch is one pass over the prompts of the stage's domains and difficulty that resampling has left, in an order that
-depends on the seed and the epoch's number alone; its last step is short rather than dropped or padded. A stage that ends in the
-middle of an epoch closes it, resampling the prompts that it did see. Every decision is written to the ledger.
+depends on the seed and the epoch's number alone; its last step is short rather than dropped or padded. A stage that
+ends in the middle of an epoch closes it, resampling the prompts that it did see. Every decision is written to the
+ledger.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ def test_other_difficulties_are_other_data(make):
     known = {prompt: "hard" for prompt in MATH}
     first = make(MATH, [stage(difficulty=["hard"])], difficulty=known)
     run(first, MATH, never, steps=1)
-    with pytest.raises(UserError, match=r"stages\.0: takes math, medium problems; this run began stage 'one' with math, "):
+    with pytest.raises(UserError, match=r"stages\.0: takes math, medium problems; this run began stage 'one' with "):
         make(MATH, [stage(difficulty=["medium"])], difficulty=known | {next(iter(MATH)): "medium"}
              ).load_state_dict(first.state_dict() | {"data": make(
                  MATH, [stage()], difficulty=known | {next(iter(MATH)): "medium"}).state_dict()["data"]})

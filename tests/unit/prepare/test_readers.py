@@ -150,3 +150,24 @@ def test_unreadable_files(tmp_path: Path, name: str, content: bytes | None, expe
     with pytest.raises(UserError, match=expected):
         for path in files.files(str(tmp_path / name)):
             list(files.records(path))
+
+
+def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Any] = []
+
+    def snapshot_download(repository: str, **settings: Any) -> str:
+        asked.append((repository, settings))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    (tmp_path / "a.jsonl").write_text("")
+    for source in ("hf:openai/gsm8k", "hf:openai/gsm8k:main/train-*.parquet"):
+        assert files.files(source) == [tmp_path / "a.jsonl"]
+    assert [(name, settings["repo_type"]) for name, settings in asked] == [("openai/gsm8k", "dataset")] * 2
+    assert [settings["allow_patterns"] for _, settings in asked] == [
+        [f"*{suffix}" for suffix in files.SUFFIXES], ["main/train-*.parquet"]]
+
+
+def test_a_name_that_the_hub_cannot_have():
+    with pytest.raises(UserError, match=r"hf:a/b/c: cannot be downloaded: "):
+        files.files("hf:a/b/c")
