@@ -97,10 +97,10 @@ class Zygote:
                 here = tempfile.mkdtemp(dir=self.scratch)
             else:
                 namespaces.next_program(self._namespace)
-            pid = os.fork()
+            zygote, pid = os.getpid(), os.fork()
             if pid == 0:
                 try:
-                    self._run(fds[0], fds[1], here, size)
+                    self._run(zygote, fds[0], fds[1], here, size)
                 finally:
                     os._exit(1)
             for fd in fds:
@@ -119,9 +119,11 @@ class Zygote:
             if threads(pid) > THREADS or used(here, size) > size:
                 os.kill(pid, signal.SIGKILL)
 
-    def _run(self, messages: int, output: int, here: str, size: int) -> None:
+    def _run(self, zygote: int, messages: int, output: int, here: str, size: int) -> None:
         """The forked process: confine itself, then run the program. Never returns."""
         confine.die_with_parent()
+        if os.getppid() not in (zygote, 0):                   # dead before that; 0: outside the process namespace
+            return
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for source, target in ((null, 0), (output, 1), (null, 2), (messages, MESSAGES)):

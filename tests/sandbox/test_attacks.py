@@ -3,8 +3,8 @@
 import re
 
 import pytest
+from accounts import ACCOUNTS, AT_REST, SECRET, Judge, allowed
 from attacks import ATTACKS, FUNCTION, HONEST, Attack
-from conftest import ACCOUNTS, AT_REST, SECRET, Judge, allowed
 
 
 def test_the_host_isolates_for_every_account():

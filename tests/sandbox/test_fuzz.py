@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accounts import allowed
 from attacks import ATTACKS, FUNCTION, HONEST
-from conftest import allowed
 
 from srpo.sandbox import Limits, judge_many, verdict
 

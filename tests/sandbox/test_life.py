@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accounts import Judge, descendants, living
 from attacks import FUNCTION, HONEST
-from conftest import Judge, descendants, living
 
 from srpo.errors import UserError
 from srpo.sandbox import Limits, isolation
