@@ -27,9 +27,10 @@ from srpo.rewards.answers import matrix, parts, plain, rational, respell, split_
 from srpo.rewards.extract import MAX_ANSWER, Grade, answer_block, boxes, conclusion
 
 _SEPARATORS = re.compile(r"[\s$,;.]*(?:\\?(?:text\{)?\s*(?:and|or)\s*\}?)?[\s$,;.]*")
-_CHOICE = re.compile(r"\(?([A-J])\)?[.:)]?")
+_CHOICE = re.compile(r"\(?([A-J])\)?[.:),]?")
 _CHOICE_AND_TEXT = re.compile(r"(?:\(([A-J])\)|([A-J])[):])[:.]?\s+(\S.*)", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z][A-Za-z '-]*")
+_PROSE = re.compile(r"[A-Za-z][A-Za-z ,;:.'\"-]*[A-Za-z]{3}[.]?")
 _RATIO = re.compile(r"\d+(:\d+)+")
 _HEDGES = re.compile(r"\b(?:maybe|perhaps|not|either|unknown|wrong|incorrect)\b", re.IGNORECASE)
 _BROKEN = re.compile(r"(?<!frac )(?<!\\)\b\d+\s+\d|(?:[-+*/^=<>:,]|\.\.|\\(?:cdot|times|div|le|ge))\s*$")
@@ -41,7 +42,7 @@ _HOSTILE = re.compile(r"\d{60,}"
                       r"|(?:\d{5,}|\d\s*\^\s*\S+\)?)\s*\)?\s*!|!\s*\)?\s*!"  # factorials
                       r"|\\[dt]?binom\s*\{\s*\d{5,}"
                       r"|\\(?:sum|prod|int|iint|oint|lim)(?![a-z])")
-_EXPONENTS = re.compile(r"\^\s*\{?\s*-?(\d+)")
+_EXPONENTS = re.compile(r"(\S)\s*\^\s*\{?\s*-?(\d+)")
 _COMBINATORIAL = re.compile(r"!|\\[dt]?binom|\\choose")
 
 
@@ -118,8 +119,13 @@ def _hostile(s: str) -> bool:
         deepest = max(deepest, depth)
     return (deepest > 12 or s.count("^") > 12 or s.count("\\frac") > 20 or s.count("(") > 40 or s.count("!") > 4
             or len(s) > 2 * MAX_ANSWER or _HOSTILE.search(s) is not None
-            or prod(exponents := [max(int(e), 1) for e in _EXPONENTS.findall(s)]) > 20_000
-            or max(exponents, default=0) > 99 and _COMBINATORIAL.search(s) is not None)
+            or (power := _largest_power(s)) > 20_000 or power > 99 and _COMBINATORIAL.search(s) is not None)
+
+
+def _largest_power(s: str) -> int:
+    """An upper bound of what the literal exponents come to: those of groups multiply."""
+    exponents = [(base in ")}", max(int(e), 1)) for base, e in _EXPONENTS.findall(s)]
+    return max((e for group, e in exponents if not group), default=1) * prod(e for group, e in exponents if group)
 
 
 def _same(a: str, b: str) -> bool:
@@ -237,6 +243,8 @@ def _symbolic(given: str, reference: str) -> bool:
 
     y = _parse(reference)
     if y is None:
+        if _PROSE.fullmatch(reference):
+            return False
         raise _Unreadable
     x = None if _BROKEN.search(given) else _parse(given)
     if x is None:

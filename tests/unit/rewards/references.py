@@ -1,7 +1,7 @@
 r"""GSM8K's and MATH's own answers, judged against themselves: python references.py DATA
 
 DATA holds gsm8k/{train,test}.jsonl and math/*.jsonl (fields problem, answer) as their authors publish them. Every
-answer must be accepted as its reference solution gives it and in other spellings, and no other answer of MATH in its place:
+answer must be accepted as its reference solution gives it and in other spellings, and no other of MATH in its place:
 12,000 pairs that look alike or are drawn by a seed, where equal means equal by hand. Ends with 1 when one is not.
 """
 
@@ -20,6 +20,7 @@ SAME = {frozenset(pair) for pair in (("0.2", "0.20"), ("2.5", "2.50"), ("37.5", 
 """Pairs of MATH's answers that are rightly equal: trailing zeros; a name and a degree sign, which may be left out."""
 UNUSABLE = {""}
 """Answers of the mirror that are none."""
+OTHERS = ("0.1234567", "(0.123, 4.567)", "0.123, 4.567", "[0.123, 4.567)", "7 < 0.123w")
 PAIRS = 12_000
 
 
@@ -31,7 +32,7 @@ def main() -> int:
     golds = sorted({row["answer"] for file in sorted((data / "math").glob("*.jsonl")) for row in rows(file)} - UNUSABLE)
     misread = [gold for gold in golds if not all(accepts("", gold, given) for given in spellings(gold))]
     print(f"MATH: {len(golds) - len(misread)} of {len(golds)} different answers accepted in every spelling")
-    unreadable = [gold for gold in golds if not all(readable(given, gold) for given in ("0.123", "(1,2)", "x, y"))]
+    unreadable = [gold for gold in golds if not all(readable(given, gold) for given in OTHERS)]
     print(f"MATH: {len(golds) - len(unreadable)} of {len(golds)} readable beside any other answer")
     wrong = [(a, b) for a, b in alike(golds) if frozenset((a, b)) not in SAME and (same(a, b) or same(b, a))]
     print(f"MATH: {len(wrong)} of {PAIRS} pairs of different answers accepted")
@@ -60,7 +61,7 @@ def same(given: str, gold: str) -> bool:
 
 def readable(given: str, gold: str) -> bool:
     try:
-        return not equal(given, gold) or given in gold.replace(" ", "")
+        return not equal(given, gold)
     except UserError:
         return False
 
