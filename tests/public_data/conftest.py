@@ -1,5 +1,6 @@
 """Tests over public data sets that are not in the repository. SRPO_DATA names the folder that holds them; without it
 nothing here is collected.
+"""
 
 import os
 
