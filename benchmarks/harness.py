@@ -66,8 +66,9 @@ class Run:
         if not self._backward:
             with torch.no_grad():
                 return self._call.function(*self._arguments), ()
-        # Views, because a leaf must not be written over; grad() and not backward(), which would add a copy.
-        views = [argument.view_as(argument) for argument in self._arguments]
+        # As if a layer had made them, because a leaf must not be written over; grad() and not backward(), which would
+        # add a copy.
+        views = [_Made.apply(argument) if argument.requires_grad else argument for argument in self._arguments]
         value = self._call.function(*views)
         return value, torch.autograd.grad(value, [view for view in views if view.requires_grad], self._x.grad_output)
 
@@ -77,6 +78,18 @@ class Run:
         if not self._backward:
             return self._x.value_error(value), None
         return self._x.value_error(value), self._x.gradient_error(self._call.packed(gradients))
+
+
+class _Made(torch.autograd.Function):
+    """A tensor that autograd takes for the output of an operation: nothing is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        return leaf.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 class Session:
@@ -102,8 +115,11 @@ class Session:
             rows = self.measure(case, bench.work(case))
             print(table(case, rows), flush=True)
             self.rows += rows
-        if bench.after is not None:
+        if bench.after is not None and not self.options.filter and not self.options.shapes:
             self.checks |= bench.after(self)
+
+    def skips(self, name: str) -> bool:
+        return bool(self.options.skip and re.search(self.options.skip, name))
 
     def _selected(self, cases: Iterable[Case]) -> list[Case]:
         cases = [case for case in cases if re.search(self.options.filter, case.label)]
@@ -122,8 +138,7 @@ class Session:
         runs: dict[str, dict[str, Run]] = {}
         for implementation in IMPLEMENTATIONS:
             name = implementation.name
-            skipped = self.options.skip and re.search(self.options.skip, name)
-            if case.op not in implementation.ops or (only and name not in only) or skipped:
+            if case.op not in implementation.ops or (only and name not in only) or self.skips(name):
                 continue
             rows[name] = asdict(case) | {"case": case.label, "implementation": name}
             with _Reported(name, rows[name]):

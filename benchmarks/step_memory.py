@@ -30,7 +30,8 @@ def measure(rows: int, vocab: int, hidden: int, device: torch.device) -> dict[st
         torch.autograd.grad(loss, states)
 
     step(slice(0, 1))  # what libraries set up at first use
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+    if device.type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from what is resident now
     before = resident("VmRSS")
     allocated = peak_memory(lambda: step(slice(None)), device)
     return {"rows": rows, "vocab": vocab, "hidden": hidden, "allocated": allocated,

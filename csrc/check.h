@@ -19,6 +19,11 @@ inline void check_rows(const at::Tensor& logits, const at::Tensor& tokens, doubl
       columns >= 0 && columns <= logits.size(1), "columns must be within the ", logits.size(1), ", got ", columns);
 }
 
+// Whether each row lies apart from the others, with unit column stride, so that it can be written in place.
+inline bool writable(const at::Tensor& matrix) {
+  return (matrix.size(1) <= 1 || matrix.stride(1) == 1) && (matrix.size(0) <= 1 || matrix.stride(0) >= matrix.size(1));
+}
+
 inline void check_gradient(const at::Tensor& grad, const at::Tensor& statistics, int64_t rows) {
   TORCH_CHECK_VALUE(
       grad.sizes() == statistics.sizes() && grad.dim() == 2 && grad.size(0) == rows && grad.size(1) == 4 &&
@@ -28,8 +33,7 @@ inline void check_gradient(const at::Tensor& grad, const at::Tensor& statistics,
 
 inline void check_scale(const at::Tensor& matrix, const at::Tensor& scale) {
   TORCH_CHECK_VALUE(
-      matrix.dim() == 2 && (matrix.size(1) <= 1 || matrix.stride(1) == 1),
-      "matrix must be [N, V] with unit column stride, got ", matrix.sizes(), " with strides ", matrix.strides());
+      matrix.dim() == 2 && writable(matrix), "matrix must be [N, V] with unit column stride and rows apart, got ", matrix.sizes(), " with strides ", matrix.strides());
   TORCH_CHECK_VALUE(
       scale.dim() == 1 && scale.size(0) == matrix.size(0) && scale.scalar_type() == at::kFloat,
       "scale must be [", matrix.size(0), "] float, got ", scale.sizes(), " ", scale.scalar_type());

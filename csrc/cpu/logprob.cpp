@@ -66,9 +66,11 @@ at::Tensor logprob_statistics_backward(
 void logprob_statistics_backward_(
     const at::Tensor& grad, const at::Tensor& statistics, at::Tensor& logits, const at::Tensor& tokens,
     double temperature, int64_t columns) {
-  const at::Tensor dense = unit_columns(logits);
-  backward_into(grad, statistics, dense, tokens, temperature, columns, dense);
-  if (!dense.is_same(logits)) logits.copy_(dense);
+  check(logits, tokens, temperature, columns);
+  if (writable(logits))
+    backward_into(grad, statistics, logits, tokens, temperature, columns, logits);
+  else
+    logits.copy_(logprob_statistics_backward(grad, statistics, logits, tokens, temperature, columns));
   logits.unsafeGetTensorImpl()->bump_version();  // or autograd would not notice that the logits are gone
 }
 
@@ -88,8 +90,8 @@ void set_num_threads(int64_t threads) {
 }
 
 int64_t num_threads() {
-  const int64_t available = at::get_num_threads();
-  return thread_cap > 0 ? std::min<int64_t>(thread_cap, available) : available;
+  const int64_t available = at::get_num_threads(), cap = thread_cap;
+  return cap > 0 ? std::min(cap, available) : available;
 }
 
 }  // namespace srpo::cpu

@@ -77,19 +77,19 @@ Loss token_loss(const Token& token, const Options& options) {
           -token.weight * options.entropy_coef};
 }
 
-const float* values(const at::Tensor& tensor, const char* name, int64_t rows) {
+at::Tensor one_a_row(const at::Tensor& tensor, const char* name, int64_t rows) {
   TORCH_CHECK_VALUE(
-      tensor.dim() == 1 && tensor.size(0) == rows && tensor.scalar_type() == at::kFloat && tensor.is_contiguous(),
-      name, " must be [", rows, "] float, contiguous, got ", tensor.sizes(), " ", tensor.scalar_type());
-  return tensor.const_data_ptr<float>();
+      tensor.dim() == 1 && tensor.size(0) == rows && tensor.scalar_type() == at::kFloat,
+      name, " must be [", rows, "] float, got ", tensor.sizes(), " ", tensor.scalar_type());
+  return tensor.contiguous();
 }
 
-const float* values(const std::optional<at::Tensor>& tensor, const char* name, int64_t rows) {
-  return tensor ? values(*tensor, name, rows) : nullptr;
+std::optional<at::Tensor> one_a_row(const std::optional<at::Tensor>& tensor, const char* name, int64_t rows) {
+  return tensor ? std::optional<at::Tensor>(one_a_row(*tensor, name, rows)) : std::nullopt;
 }
 
-std::optional<double> at(const float* values, int64_t r) {
-  return values ? std::optional<double>(values[r]) : std::nullopt;
+std::optional<double> optional_value(const std::optional<at::Tensor>& tensor, int64_t r) {
+  return tensor ? std::optional<double>(tensor->const_data_ptr<float>()[r]) : std::nullopt;
 }
 
 // out: where the gradient goes, if anywhere; may be the logits themselves.
@@ -100,11 +100,11 @@ std::tuple<at::Tensor, at::Tensor> compute(
     const at::Tensor* out) {
   const Rows rows = check(logits, tokens, temperature, columns);
   const at::Tensor y = tokens.contiguous();
-  const float* advantage = values(advantages, "advantages", rows.count);
-  const float* weight = values(weights, "weights", rows.count);
-  const float* old_logprob = values(old_logprobs, "old_logprobs", rows.count);
-  const float* ref_logprob = values(ref_logprobs, "ref_logprobs", rows.count);
-  const float* rollout_logprob = values(rollout_logprobs, "rollout_logprobs", rows.count);
+  const at::Tensor advantage = one_a_row(advantages, "advantages", rows.count);
+  const at::Tensor weight = one_a_row(weights, "weights", rows.count);
+  const auto old_logprob = one_a_row(old_logprobs, "old_logprobs", rows.count);
+  const auto ref_logprob = one_a_row(ref_logprobs, "ref_logprobs", rows.count);
+  const auto rollout_logprob = one_a_row(rollout_logprobs, "rollout_logprobs", rows.count);
   at::Tensor loss = at::empty({rows.count}, logits.options().dtype(at::kFloat));
   at::Tensor result = at::empty({rows.count, kValues}, loss.options());
   SRPO_DISPATCH(logits, [&] {
@@ -117,7 +117,8 @@ std::tuple<at::Tensor, at::Tensor> compute(
       float* row_values = result.mutable_data_ptr<float>() + kValues * r;
       float maximum = 0;
       double constant = 0, slope = 0, target = 0;
-      if (weight[r] == 0) {
+      const float share = weight.const_data_ptr<float>()[r];
+      if (share == 0) {
         *row_loss = 0;
         std::fill(row_values, row_values + kValues, 0.0f);
       } else {
@@ -127,8 +128,9 @@ std::tuple<at::Tensor, at::Tensor> compute(
         const double logit_y = rows.has(token) ? static_cast<float>(x[token]) : 0.0f;
         const double logprob = (logit_y - maximum) / temperature - log_sum, entropy = log_sum - term / row.sum;
         const Loss l = token_loss(
-            {logprob, entropy, advantage[r], weight[r], old_logprob ? old_logprob[r] : logprob, at(ref_logprob, r),
-             at(rollout_logprob, r)},
+            {logprob, entropy, advantage.const_data_ptr<float>()[r], share,
+             optional_value(old_logprob, r).value_or(logprob), optional_value(ref_logprob, r),
+             optional_value(rollout_logprob, r)},
             options);
         *row_loss = static_cast<float>(l.loss);
         const double shown[kValues] = {logprob, entropy, l.policy, l.kl, l.clipped};
@@ -167,11 +169,12 @@ std::tuple<at::Tensor, at::Tensor> policy_loss_rows_(
     const std::optional<at::Tensor>& old_logprobs, const std::optional<at::Tensor>& ref_logprobs,
     const std::optional<at::Tensor>& rollout_logprobs, double temperature, int64_t columns, double clip_low,
     double clip_high, double dual_clip, bool cispo, int64_t kl, double kl_coef, double entropy_coef, double tis_cap) {
-  const at::Tensor dense = unit_columns(logits);
+  TORCH_CHECK_VALUE(logits.dim() == 2, "logits must be [N, V], got ", logits.sizes());
+  const at::Tensor apart = writable(logits) ? logits : logits.contiguous();
   auto result = compute(
-      dense, tokens, advantages, weights, old_logprobs, ref_logprobs, rollout_logprobs, temperature, columns,
-      {clip_low, clip_high, dual_clip, cispo, kl, kl_coef, entropy_coef, tis_cap}, &dense);
-  if (!dense.is_same(logits)) logits.copy_(dense);
+      apart, tokens, advantages, weights, old_logprobs, ref_logprobs, rollout_logprobs, temperature, columns,
+      {clip_low, clip_high, dual_clip, cispo, kl, kl_coef, entropy_coef, tis_cap}, &apart);
+  if (!apart.is_same(logits)) logits.copy_(apart);
   logits.unsafeGetTensorImpl()->bump_version();
   return result;
 }

@@ -122,7 +122,8 @@ SRPO_INLINE Floats exp2_nonpositive(Floats x) {
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.0f;
-  return (Floats)((Ints)p + ((Ints)shifted << 23));
+  const Floats power = (Floats)(((Ints)shifted << 23) + 0x3f800000);
+  return p * power;  // not by adding to p's exponent, which would turn some NaNs into numbers
 }
 
 }  // namespace srpo::cpu

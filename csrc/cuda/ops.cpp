@@ -96,9 +96,11 @@ at::Tensor logprob_statistics_backward(
 void logprob_statistics_backward_(
     const at::Tensor& grad, const at::Tensor& statistics, at::Tensor& logits, const at::Tensor& tokens,
     double temperature, int64_t columns) {
-  const at::Tensor dense = unit_columns(logits);
-  backward_into(grad, statistics, dense, tokens, temperature, columns, dense);
-  if (!dense.is_same(logits)) logits.copy_(dense);
+  check_rows(logits, tokens, temperature, columns);
+  if (writable(logits))
+    backward_into(grad, statistics, logits, tokens, temperature, columns, logits);
+  else
+    logits.copy_(logprob_statistics_backward(grad, statistics, logits, tokens, temperature, columns));
   logits.unsafeGetTensorImpl()->bump_version();  // or autograd would not notice that the logits are gone
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +30,6 @@ class PolicyLossConfig:
     """"token": sum over tokens / tokens (DAPO). "sequence": mean over sequences of the mean over their tokens (GRPO).
     "constant": sum over tokens / (sequences * constant_length) (Dr. GRPO). Masked tokens and sequences that are masked
     throughout do not count. The last two need cu_seqlens, "constant" only to count sequences without a normalizer."""
-    constant_length: int | None = None
-    """The L of "constant", the same for every batch, usually the longest response allowed; unused with a normalizer."""
     kl: Literal["k1", "k2", "k3"] | None = None
     """Estimator of KL(policy || reference) from x = logprobs - ref_logprobs (Schulman, "Approximating KL divergence"):
     x, x^2 / 2, exp(-x) - 1 + x. As a loss k1 has no gradient on average; k2's is the true one on-policy."""
@@ -42,6 +41,8 @@ class PolicyLossConfig:
     tis_cap: float | None = None
     """Truncated importance sampling: a token's policy loss is multiplied by min(exp(old_logprobs - rollout_logprobs),
     tis_cap), without gradient; old_logprobs are the current ones where not given."""
+    constant_length: int | None = None
+    """The L of "constant", the same for every batch, usually the longest response allowed; unused with a normalizer."""
 
     def __post_init__(self) -> None:
         choices = {"objective": ("clip", "cispo"), "ratio": ("token", "sequence"),
@@ -49,6 +50,9 @@ class PolicyLossConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("temperature", "kl_coef", "entropy_coef"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
         for name in ("clip_low", "clip_high", "kl_coef"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")

@@ -59,8 +59,8 @@ def _extension() -> dict[str, Choice]:
 def _triton() -> dict[str, Choice]:
     """The Triton kernels, by device. They are not even imported where torch has no use for them."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if torch.version.cuda is None and torch.version.hip is None and not interpreted:
-        return dict.fromkeys(("cpu", "cuda"), Choice(None, "Triton needs a GPU build of torch, or TRITON_INTERPRET=1"))
+    if torch.version.cuda is None and not interpreted:
+        return dict.fromkeys(("cpu", "cuda"), Choice(None, "Triton needs a CUDA build of torch, or TRITON_INTERPRET=1"))
     try:
         import triton
 
@@ -129,14 +129,15 @@ def triton_group_advantage(*arguments: Any) -> tuple[Tensor, Tensor]:
     return group_advantage(*arguments)
 
 
-def status(device: str | None = None) -> dict[str, OpStatus]:
+def status(device: torch.device | str | None = None) -> dict[str, OpStatus]:
     """Backend of each op, and why, for tensors on `device`: "cuda" where there is a GPU, else "cpu".
 
     float64 tensors are always taken by plain torch.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, reason = _CHOSEN.get(device, ("torch", f"no kernels for {device}"))
+    kind = torch.device(device).type
+    name, reason = _CHOSEN.get(kind, ("torch", f"no kernels for {kind}"))
     rows = OpStatus(name, reason)
     advantage = rows if name == "triton" else OpStatus("torch", "a few small reductions")
     chunked = OpStatus(name, f"matrix products by torch, chunk by chunk; then {reason}")

@@ -61,9 +61,11 @@ def token_logprobs(
 
     Raises:
         ValueError: for shapes or options that do not fit.
-        IndexError: for an unmasked token outside the vocabulary (checked where it costs no synchronization, on CPU).
+        IndexError: for an unmasked token outside the vocabulary; on other devices and under torch.compile a
+            RuntimeError, when the device gets there.
     """
-    if inplace_backward and logits.requires_grad and logits.is_leaf:
+    owner = logits if logits._base is None else logits._base
+    if inplace_backward and owner.is_leaf and owner.requires_grad:
         raise ValueError("inplace_backward would overwrite a leaf tensor: pass the model's output, or a clone")
     local, columns = shard(logits.shape, tokens, mask, temperature, group, vocab_size)
     statistics = implementation(logits, backend).statistics(logits, local, temperature, columns, inplace_backward)
@@ -95,7 +97,9 @@ def shard(
         raise ValueError(f"temperature must be positive, got {temperature}")
     if mask is not None:
         tokens = tokens.masked_fill(~mask, 0)
-    if tokens.device.type == "cpu" and rows and not torch.compiler.is_compiling():
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(((tokens >= 0) & (tokens < vocab)).all(), f"tokens must be within [0, {vocab})")
+    elif rows:
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= vocab:
             raise IndexError(f"tokens must be within [0, {vocab}), got {low if low < 0 else high}")

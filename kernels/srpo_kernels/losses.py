@@ -27,6 +27,8 @@ LOG_RATIO_BOUND = 20.0
 
 DEFAULT = PolicyLossConfig()
 
+_ESTIMATORS: tuple[Literal["k1", "k2", "k3"], ...] = ("k1", "k2", "k3")
+
 
 def policy_loss(
     logits: Tensor,
@@ -96,7 +98,8 @@ def grpo_loss(
 ) -> tuple[Tensor, PolicyLossMetrics]:
     """policy_loss of the group-relative advantages of rewards [S], sequence s being tokens cu_seqlens[s] to [s + 1].
 
-    group_offsets, scale, eps, unbiased, valid as in group_advantage; backend and options are policy_loss's keywords.
+    group_offsets, scale, eps, unbiased, valid as in group_advantage; backend and options are policy_loss's keywords. A
+    sample that is not valid has advantage 0 but still counts in the normalizer, KL and entropy: mask its tokens too.
     """
     advantages = group_advantage(rewards, group_offsets, scale=scale, eps=eps, unbiased=unbiased, valid=valid,
                                  backend="torch" if backend == "torch" else None)
@@ -122,8 +125,10 @@ class _Sequences(NamedTuple):
 
 def _sequences(cu_seqlens: Tensor, weights: Tensor) -> _Sequences:
     rows = len(weights)
-    on_host = cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_host and (cu_seqlens[0] != 0 or cu_seqlens[-1] != rows):
+    whole = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == rows)
+    if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
+        torch._assert_async(whole, f"cu_seqlens must run from 0 to the {rows} tokens")
+    elif not whole:
         raise ValueError(f"cu_seqlens must run from 0 to the {rows} tokens, got {cu_seqlens.tolist()}")
     lengths = cu_seqlens.to(weights.device, torch.int64).diff()
     of_token = torch.repeat_interleave(torch.arange(len(lengths), device=weights.device), lengths, output_size=rows)
@@ -207,8 +212,20 @@ def options(config: PolicyLossConfig) -> tuple[Any, ...]:
     """For policy_loss_rows: after columns."""
     unbounded = float("inf")
     return (config.clip_low, config.clip_high, unbounded if config.dual_clip is None else config.dual_clip,
-            config.objective == "cispo", {"k1": 1, "k2": 2, "k3": 3}[config.kl or "k3"], config.kl_coef,
+            config.objective == "cispo", 1 + _ESTIMATORS.index(config.kl or "k3"), config.kl_coef,
             config.entropy_coef, unbounded if config.tis_cap is None else config.tis_cap)
+
+
+def from_options(
+    temperature: float, clip_low: float, clip_high: float, dual_clip: float, cispo: bool, kl: int, kl_coef: float,
+    entropy_coef: float, tis_cap: float,
+) -> PolicyLossConfig:
+    """The token-level configuration with these options."""
+    unbounded = float("inf")
+    return PolicyLossConfig(
+        clip_low=clip_low, clip_high=clip_high, dual_clip=None if dual_clip == unbounded else dual_clip,
+        objective="cispo" if cispo else "clip", kl=_ESTIMATORS[kl - 1], kl_coef=kl_coef, entropy_coef=entropy_coef,
+        temperature=temperature, tis_cap=None if tis_cap == unbounded else tis_cap)
 
 
 def row_losses(logprobs: Tensor, entropy: Tensor, batch: Batch, config: PolicyLossConfig) -> tuple[Tensor, Tensor]:
@@ -243,7 +260,8 @@ def _weights(
             kept = kept / sequences.sizes.clamp(min=1)[sequences.of_token]
         elif config.constant_length is not None:
             count = count * config.constant_length
-    return kept / (count.clamp(min=1) if normalizer is None else normalizer)
+    # 0 where masked even for a count of 0, such as that of a batch that is masked throughout.
+    return torch.where(kept > 0, kept / (count.clamp(min=1) if normalizer is None else normalizer), 0)
 
 
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, sequences: _Sequences | None) -> Tensor:
@@ -313,6 +331,8 @@ def _check(
     for name, values in given.items():
         if values is not None and values.shape != (rows,):
             raise ValueError(f"{name} must be [{rows}], one a token, got {list(values.shape)}")
+    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or not len(cu_seqlens) or cu_seqlens.is_floating_point()):
+        raise ValueError(f"cu_seqlens must be [S + 1] integers, got {list(cu_seqlens.shape)} {cu_seqlens.dtype}")
     sequences = None if cu_seqlens is None else len(cu_seqlens) - 1
     if advantages.dim() != 1 or len(advantages) not in (rows, sequences):
         per_sequence = "or one a sequence with cu_seqlens" if sequences is None else f"or [{sequences}], one a sequence"
@@ -326,5 +346,8 @@ def _check(
         raise ValueError(f"kl={config.kl!r} needs ref_logprobs")
     if config.tis_cap is not None and rollout_logprobs is None:
         raise ValueError(f"tis_cap={config.tis_cap} needs rollout_logprobs")
-    if isinstance(normalizer, (int, float)) and not normalizer > 0:
+    if isinstance(normalizer, Tensor):
+        if normalizer.dim() != 0:
+            raise ValueError(f"normalizer must be a number or a 0-dim tensor, got {list(normalizer.shape)}")
+    elif normalizer is not None and not normalizer > 0:
         raise ValueError(f"normalizer must be positive, got {normalizer}")

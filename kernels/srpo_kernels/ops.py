@@ -37,6 +37,7 @@ class Operators:
     def __init__(self, namespace: str, *, one_pass: bool) -> None:
         """one_pass: policy_loss_rows is implemented for the device too, not the statistics alone."""
         ops = getattr(torch.ops, namespace)
+        self.name = {"srpo": "cpp", "srpo_triton": "triton"}[namespace]
         self.one_pass = one_pass
         self.statistics = ops.logprob_statistics
         self.statistics_backward = ops.logprob_statistics_backward
@@ -76,6 +77,8 @@ def register(namespace: str) -> None:
         ctx.save_for_backward(output, logits, tokens)
 
     def statistics_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("srpo_kernels: gradients of gradients are not supported; create_graph must be False")
         statistics, logits, tokens = ctx.saved_tensors
         arguments = (grad, statistics, logits, tokens, ctx.temperature, ctx.columns)
         if not ctx.inplace:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+name = "torch"
 one_pass = False
 
 

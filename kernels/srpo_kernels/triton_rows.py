@@ -247,8 +247,12 @@ def policy_loss_kernel(logits, tokens, advantages, weights, old_logprobs, ref_lo
                 by_logprob *= factor
             if ref_logprobs is not None:
                 kl, by_kl = _kl_term(logprob - ref, KL)
-                by_logprob += kl_coef * by_kl
-            total = weight * (policy + kl_coef * kl - entropy_coef * entropy)
+                if kl_coef != 0:  # what is only observed may be infinite
+                    by_logprob += kl_coef * by_kl
+                    total += kl_coef * kl
+            if entropy_coef != 0:
+                total -= entropy_coef * entropy
+            total = weight * (policy + total)
             by_logprob *= weight
             by_entropy = -weight * entropy_coef
         tl.store(loss + row, total)

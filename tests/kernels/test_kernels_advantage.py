@@ -102,3 +102,9 @@ def test_offsets_must_cover_the_rewards(bad: list[int]) -> None:
 def test_unknown_scale() -> None:
     with pytest.raises(ValueError, match="scale must be"):
         group_advantage(torch.zeros(3), offsets(3), scale="mean")  # type: ignore[arg-type]
+
+
+def test_operator_registration() -> None:
+    rewards, borders = torch.tensor([0.0, 1.0, 2.0]), offsets(3)
+    torch.library.opcheck(torch.ops.srpo_kernels.group_advantage.default,
+                          (rewards, borders, True, 1e-6, False, None, "torch"))

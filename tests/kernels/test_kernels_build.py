@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import srpo_kernels
-from srpo_kernels import extension, reference, status
+import torch
+from srpo_kernels import extension, ops, reference, status
 
 ROOT = Path(__file__).parents[2]
 OPS = {"group_advantage", "token_logprobs", "policy_loss", "grpo_loss", "linear_token_logprobs", "linear_policy_loss"}
@@ -28,6 +29,18 @@ def test_extension_is_used_and_says_so() -> None:
     info = extension.build_info()
     assert info["instructions"] in table["policy_loss"].reason
     assert info["instructions"] in ("AVX-512", "AVX2", "baseline") and info["parallel"] == "OpenMP"
+
+
+def test_status_of_any_name_of_a_device() -> None:
+    assert status("cpu") == status(torch.device("cpu")) == status("cpu:0") and status("cuda") == status("cuda:1")
+    assert status("xpu")["policy_loss"] == ("torch", "no kernels for xpu")
+
+
+@pytest.mark.parametrize("name", ops.SCHEMAS)
+def test_schemas_of_both_sets_of_operators_are_one(name: str) -> None:
+    """They are called by position: csrc/ops.cpp must say the same as ops.py."""
+    wanted = torch._C.parse_schema(f"srpo::{name}{ops.SCHEMAS[name]}")
+    assert getattr(torch.ops.srpo, name).default._schema == wanted
 
 
 def test_reference_has_every_function() -> None:

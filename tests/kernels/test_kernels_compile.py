@@ -11,6 +11,7 @@ from srpo_kernels import (
     PolicyLossConfig,
     group_advantage,
     grpo_loss,
+    linear,
     linear_policy_loss,
     linear_token_logprobs,
     policy_loss,
@@ -91,14 +92,37 @@ def test_compiled_to_machine_code() -> None:
     check(lambda x: CASES["policy_loss"]("cpp", x), [torch.randn(ROWS, WIDTH)])
 
 
-def test_lengths_do_not_recompile() -> None:
-    """A batch has a new number of tokens every time; after two of them the shape is dynamic."""
+@pytest.mark.parametrize("name", ["policy_loss", "linear_token_logprobs", "linear_policy_loss"])
+def test_lengths_do_not_recompile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch has a new number of tokens every time; after two of them it is dynamic, and the chunks' number too."""
+    monkeypatch.setitem(linear.CHUNK, "cpu", 2 * WIDTH)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    weight = torch.randn(WIDTH, HIDDEN, requires_grad=True)
 
     def loss(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-        return policy_loss(x, y, a, backend="cpp")[0]
+        if name == "policy_loss":
+            return policy_loss(x @ weight.T, y, a, backend="cpp")[0]
+        if name == "linear_token_logprobs":
+            return linear_token_logprobs(x, weight, y, backend="cpp").sum()
+        return linear_policy_loss(x, weight, y, a, backend="cpp")[0]
 
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
-    for rows in (5, 6, 7, 8, 9):
-        compiled(torch.randn(rows, WIDTH, requires_grad=True), TOKENS[:rows], VALUES[0, :rows]).backward()
+    for rows in range(5, ROWS):
+        x = torch.randn(rows, HIDDEN, requires_grad=True)
+        compiled(x, TOKENS[:rows], VALUES[0, :rows]).backward()
+        again = x.detach().requires_grad_()
+        loss(again, TOKENS[:rows], VALUES[0, :rows]).backward()
+        torch.testing.assert_close(x.grad, again.grad)
     assert counter.frame_count <= 2
+
+
+def test_checks_of_values_while_compiling() -> None:
+    """Where looking at a value would break the graph, the device itself looks."""
+    compiled = torch.compile(lambda x, y: token_logprobs(x, y, backend="cpp"), fullgraph=True, backend="aot_eager")
+    for wrong in (-100, WIDTH):
+        with pytest.raises(RuntimeError, match="tokens must be within"):
+            compiled(torch.randn(ROWS, WIDTH), torch.full((ROWS,), wrong))
+    offsets = torch.compile(lambda x, c: policy_loss(x, TOKENS, VALUES[0], cu_seqlens=c, backend="cpp")[0],
+                            fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="cu_seqlens must run from 0"):
+        offsets(torch.randn(ROWS, WIDTH), torch.tensor([0, ROWS - 1]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import naive
 import pytest
 import torch
-from srpo_kernels import PolicyLossConfig, linear, linear_policy_loss, linear_token_logprobs, reference
+from backends import COMPILED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from srpo_kernels import PolicyLossConfig, linear, linear_policy_loss, linear_token_logprobs, reference, statistics
 from srpo_kernels import policy_loss as dense_policy_loss
 from torch import Tensor
 
@@ -38,8 +42,8 @@ def test_logprobs_and_gradients(chunk: int) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "backend", "bound"), [
-    (torch.float64, "torch", 1e-12), (torch.float32, "torch", 1e-5), (torch.float32, "cpp", 1e-5),
-    (torch.bfloat16, "torch", 2e-2), (torch.bfloat16, "cpp", 2e-2)])
+    (torch.float64, "torch", 1e-12), (torch.float32, "torch", 1e-5), (torch.bfloat16, "torch", 2e-2),
+    *[(torch.float32, name, 1e-5) for name in COMPILED], *[(torch.bfloat16, name, 2e-2) for name in COMPILED]])
 def test_policy_loss_is_that_of_the_logits(
         chunk: int, dtype: torch.dtype, backend: Any, bound: float) -> None:
     hidden, weight, tokens = make(dtype)
@@ -73,24 +77,27 @@ def test_frozen_side_gets_no_gradient(frozen: str) -> None:
     assert torch.equal(weight.grad, both[1]) if frozen == "hidden" else weight.grad is None
 
 
-def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and backward, by the largest tensor that any operation makes."""
+@pytest.mark.parametrize("function", [linear_token_logprobs, linear_policy_loss])
+def test_never_more_logits_than_a_chunk(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, by what the row statistics are asked for."""
     hidden, weight, tokens = make(torch.float32)
-    hidden, weight = hidden[:, :2], weight[:, :2]  # so that weight.T is no larger than a chunk
     monkeypatch.setitem(linear.CHUNK, "cpu", 3 * WIDTH)
-    largest = 0
+    seen: list[int] = []
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and result.dim() == 2 and result.shape[1] == WIDTH:
-                largest = max(largest, len(result))
-            return result
+    def watch(name: str) -> None:
+        original = getattr(statistics, name)
 
-    with Watch():
-        linear_token_logprobs(hidden, weight, tokens, backend="torch").sum().backward()
-    assert largest == 3
+        def call(*args: Any) -> Any:
+            logits = args[0] if name == "statistics" else args[2]
+            seen.append(len(logits))
+            return original(*args)
+        monkeypatch.setattr(statistics, name, call)
+
+    watch("statistics"), watch("statistics_backward_")
+    extra = (torch.randn(ROWS),) if function is linear_policy_loss else ()
+    result = function(hidden, weight, tokens, *extra, backend="torch")
+    (result[0] if extra else result.sum()).backward()
+    assert sorted(set(seen)) == [1, 3] and sum(seen) == 2 * ROWS  # 13 = 3 + 3 + 3 + 3 + 1
 
 
 def test_weight_gradient_is_accumulated_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,19 +148,16 @@ def test_three_products(rows: int, expected: list[int], monkeypatch: pytest.Monk
     hidden, weight, tokens = make(torch.float32)
     counts: list[int] = []
 
-    class Products(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            counts[-1] += function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
-            return function(*args, **(kwargs or {}))
+    def count(call: Any) -> Any:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            result = call()
+        counts.append(sum(event.name in ("aten::mm", "aten::addmm_") for event in profiler.events()))
+        return result
 
     for config in (PolicyLossConfig(), PolicyLossConfig(ratio="sequence")):
-        cu_seqlens = torch.tensor([0, ROWS])
-        with Products():
-            counts.append(0)
-            loss, _ = linear_policy_loss(
-                hidden, weight, tokens, torch.randn(ROWS), cu_seqlens=cu_seqlens, config=config)
-            counts.append(0)
-            loss.backward()
+        options: dict[str, Any] = {"cu_seqlens": torch.tensor([0, ROWS]), "config": config}
+        loss, _ = count(partial(linear_policy_loss, hidden, weight, tokens, torch.randn(ROWS), **options))
+        count(loss.backward)
     assert counts == expected
 
 
@@ -188,6 +192,73 @@ def test_autocast_is_a_cast_of_both_sides(config: PolicyLossConfig) -> None:
         gradients = torch.autograd.grad(got, (hidden, weight))
     assert torch.equal(got, want)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("function", ["logprobs", "token", "sequence"])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_padding_rows_of_the_weight_take_no_part(chunk: int, function: str, backend: Any) -> None:
+    hidden, weight, tokens = make(torch.float32)
+
+    def run() -> tuple[Tensor, ...]:
+        if function == "logprobs":
+            loss = linear_token_logprobs(hidden, weight, tokens, vocab_size=30, backend=backend).sum()
+        else:
+            loss, _ = linear_policy_loss(
+                hidden, weight, tokens, torch.arange(ROWS) - 5.0, vocab_size=30, backend=backend,
+                cu_seqlens=torch.tensor([0, 4, ROWS]), config=PolicyLossConfig(ratio=function))  # type: ignore[arg-type]
+        return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+
+    want = run()
+    with torch.no_grad():
+        weight[30:] = torch.nan
+    got = run()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)) and (got[2][30:] == 0).all()
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("transposed", ["hidden", "weight"])
+def test_transposed_sides(chunk: int, transposed: str, backend: Any) -> None:
+    hidden, weight, tokens = make(torch.float32)
+    advantages = torch.randn(ROWS)
+    want = torch.autograd.grad(
+        linear_policy_loss(hidden, weight, tokens, advantages, backend=backend)[0], (hidden, weight))
+    turned = {"hidden": hidden, "weight": weight}
+    turned[transposed] = turned[transposed].detach().T.contiguous().T.requires_grad_()
+    loss, _ = linear_policy_loss(**turned, tokens=tokens, advantages=advantages, backend=backend)
+    torch.testing.assert_close(torch.autograd.grad(loss, tuple(turned.values())), want, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_weight_leaves_its_buffer_alone() -> None:
+    hidden, weight, tokens = make(torch.float32)
+    buffer = torch.zeros(WIDTH, HIDDEN)
+    loss, _ = linear_policy_loss(hidden, weight.detach(), tokens, torch.randn(ROWS), weight_grad=buffer)
+    (loss * 2).backward()
+    assert (buffer == 0).all() and hidden.grad is not None
+
+
+@settings(deadline=None, max_examples=40, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 9), st.integers(1, 50), st.integers(1, 9), st.integers(1, 60), st.booleans(), st.booleans(),
+       st.sampled_from(["token", "sequence"]), st.sampled_from(COMPILED), st.integers(0, 99))
+def test_property_like_the_logits(monkeypatch: pytest.MonkeyPatch, rows: int, width: int, size: int, chunk_rows: int,
+                                  masked: bool, frozen: bool, ratio: Any, backend: Any, seed: int) -> None:
+    """Sizes, offsets with empty sequences, chunk borders, and a vocabulary that ends before its columns."""
+    torch.manual_seed(seed)
+    monkeypatch.setitem(linear.CHUNK, "cpu", chunk_rows * width)
+    hidden, weight = torch.randn(rows, size).requires_grad_(), torch.randn(width, size).requires_grad_(not frozen)
+    vocab_size = int(torch.randint(1, width + 1, ()))
+    tokens, advantages = torch.randint(0, vocab_size, (rows,)), torch.randn(rows)
+    borders = torch.randint(0, rows + 1, (3,)).sort().values
+    options: dict[str, Any] = {
+        "cu_seqlens": torch.cat([torch.tensor([0]), borders, torch.tensor([rows])]), "vocab_size": vocab_size,
+        "mask": torch.rand(rows) > 0.3 if masked else None, "old_logprobs": -3 * torch.rand(rows),
+        "config": PolicyLossConfig(ratio=ratio, aggregate="sequence", entropy_coef=0.1)}
+    leaves = (hidden,) if frozen else (hidden, weight)
+    want, _ = dense_policy_loss(hidden @ weight.T, tokens, advantages, backend="torch", **options)
+    got, _ = linear_policy_loss(hidden, weight, tokens, advantages, backend=backend, **options)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves), torch.autograd.grad(want, leaves), rtol=1e-4, atol=1e-5)
 
 
 def test_no_rows() -> None:

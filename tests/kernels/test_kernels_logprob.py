@@ -149,6 +149,20 @@ def test_nan_and_infinity_are_not_hidden(backend: str, bad: float, rest: str) ->
 
 
 @both
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7FC00001, 0x7F800001, 0x7FC00080, -1, -0x400000])
+@pytest.mark.parametrize("at", [0, 4321])
+def test_every_nan_is_one(backend: str, bits: int, at: int) -> None:
+    """Whatever its other bits: a GPU's own is 0x7fffffff, and an exponent added to it as an integer makes a number."""
+    logits, tokens = make(2, 5000)
+    logits[1, at] = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+    leaf = logits.requires_grad_()
+    got = token_logprobs(leaf, tokens, backend=backend)
+    got.sum().backward()
+    assert got.isnan().tolist() == [False, True]
+    assert leaf.grad is not None and leaf.grad[1].isnan().all() and leaf.grad[0].isfinite().all()
+
+
+@both
 def test_likely_token_keeps_its_gradient(backend: str) -> None:
     """p - 1 = -1e-4 survives bf16; formed after rounding p to bf16, it would be 0."""
     logits = torch.zeros(1, 1001, dtype=torch.bfloat16)
@@ -211,8 +225,27 @@ def test_inplace_backward(backend: str) -> None:
     plain = logits.clone().requires_grad_()
     token_logprobs(plain, tokens, backend=backend).sum().backward()
     assert torch.equal(leaf.grad, plain.grad) and torch.equal(product.detach(), plain.grad)
-    with pytest.raises(ValueError, match="leaf"):
-        token_logprobs(leaf, tokens, inplace_backward=True, backend=backend)
+    for owned in (leaf, leaf.view(5, 80), leaf[:]):
+        with pytest.raises(ValueError, match="leaf"):
+            token_logprobs(owned, tokens, inplace_backward=True, backend=backend)
+
+
+@both
+def test_inplace_backward_over_rows_that_share_memory(backend: str) -> None:
+    """There is no place for their gradients: an error, and no gradient of some rows for all."""
+    logits, tokens = make(1, 80)
+    rows = (logits.requires_grad_() * 1.0).expand(5, 80)
+    loss = token_logprobs(rows, tokens.expand(5), inplace_backward=True, backend=backend).sum()
+    with pytest.raises(RuntimeError, match="single memory location"):
+        loss.backward()
+
+
+@both
+def test_gradients_of_gradients_are_refused(backend: str) -> None:
+    logits, tokens = make(2, 10)
+    loss = token_logprobs(logits.requires_grad_(), tokens, backend=backend).sum()
+    with pytest.raises(RuntimeError, match="gradients of gradients|once_differentiable"):
+        torch.autograd.grad(loss, logits, create_graph=True)[0].sum().backward()
 
 
 @both

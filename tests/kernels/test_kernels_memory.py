@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from srpo_kernels import PolicyLossConfig, linear_policy_loss, linear_token_logprobs
+from srpo_kernels import PolicyLossConfig, linear, linear_policy_loss
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -72,7 +72,8 @@ def test_a_gradient_for_autograd_costs_its_own_size() -> None:
 def test_log_probs_alone() -> None:
     hidden, weight, tokens = meta(ROWS, HIDDEN), meta(WIDTH, HIDDEN), meta(ROWS, dtype=torch.int64)
     with Peak(hidden, weight, tokens) as tracked:
-        linear_token_logprobs(hidden, weight, tokens, return_entropy=True)
+        # What linear_token_logprobs does inside an operator, which hides it from the tracker.
+        linear._chunked_statistics(hidden, weight, tokens, 1.0, WIDTH, "cpp")
     assert tracked.bytes < 1.1 * GIB
 
 

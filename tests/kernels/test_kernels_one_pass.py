@@ -77,6 +77,28 @@ def test_rows_without_weight_are_not_read(one_pass: Any) -> None:
     assert (metrics.logprobs[~mask] == 0).all() and (metrics.entropy[~mask] == 0).all() and metrics.tokens == 4
 
 
+@pytest.mark.parametrize("function", ["one pass", "torch"])
+def test_nothing_counted_is_nothing_to_learn(one_pass: Any, function: str) -> None:
+    """A count of 0 from elsewhere, such as the sum over ranks of a batch that is masked throughout."""
+    arguments = arguments_of(torch.float32)
+    backend = one_pass if function == "one pass" else function
+    loss, grad, _ = gradient(arguments, mask=torch.zeros(6, dtype=torch.bool), normalizer=torch.tensor(0.0),
+                             backend=backend)
+    assert loss == 0 and (grad == 0).all()
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_what_is_only_observed_may_be_infinite(one_pass: Any, estimator: Any) -> None:
+    """A reference that forbids a token makes that KL infinite; without a coefficient the loss does not see it."""
+    arguments = arguments_of(torch.float32)
+    ref = torch.full((6,), -3.0)
+    ref[2] = -torch.inf
+    results = [gradient(arguments, ref_logprobs=ref, config=PolicyLossConfig(kl=estimator), backend=backend)
+               for backend in (one_pass, "torch")]
+    assert results[0][0].isfinite() and results[0][1].isfinite().all() and not results[0][2].kl.isfinite()
+    torch.testing.assert_close(results[0][:2], results[1][:2], rtol=1e-5, atol=1e-6)
+
+
 def test_clipped_rows_have_exactly_no_gradient(one_pass: Any) -> None:
     arguments = arguments_of(torch.bfloat16)
     arguments["advantages"] = torch.tensor([1.0, 1.0, 0.0, -1.0, -1.0, 0.0])

@@ -111,6 +111,28 @@ def check_policy_loss(group: dist.ProcessGroup, vocab_size: int, config: PolicyL
     torch.testing.assert_close(torch.autograd.grad(loss, dense)[0], torch.autograd.grad(expected, logits)[0][:, own])
 
 
+def check_compiled(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
+    """The trainer's way: the extension on shards, the weight's gradient added to a buffer, against one rank."""
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    own = slice(rank * WIDTH // ranks, (rank + 1) * WIDTH // ranks)
+    hidden, weight = torch.randn(ROWS, HIDDEN).to(dtype), torch.randn(WIDTH, HIDDEN).to(dtype)
+    tokens, advantages, old = torch.randint(0, 61, (ROWS,)), torch.randn(ROWS), -4 * torch.rand(ROWS)
+    linear.CHUNK["cpu"] = 4 * WIDTH // ranks
+    results = []
+    for part, where in ((weight, None), (weight[own], group)):
+        h, w = hidden.clone().requires_grad_(), part.clone().requires_grad_()
+        buffer = torch.zeros(w.shape)
+        loss, metrics = linear_policy_loss(
+            h, w, tokens, advantages, old_logprobs=old, config=PolicyLossConfig(entropy_coef=0.1), vocab_size=61,
+            group=where, weight_grad=buffer, backend="cpp")
+        loss.backward()
+        assert w.grad is None and h.grad is not None
+        results.append([loss.detach(), metrics.logprobs, buffer if where else buffer[own], h.grad.float()])
+    dist.all_reduce(results[1][-1], group=group)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(results[1], results[0], rtol=bound, atol=bound)
+
+
 def check_repeats(group: dist.ProcessGroup, dtype: torch.dtype) -> None:
     """Bit by bit: a call and the same call again, on this rank and the others."""
     hidden = torch.randn(ROWS, HIDDEN).to(dtype)
@@ -143,6 +165,8 @@ def worker(rank: int, rendezvous: str) -> None:
             check_logprobs(group, vocab_size, torch.float32, "torch")
             check_policy_loss(group, vocab_size, TOKEN)
             check_policy_loss(group, vocab_size, SEQUENCE)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            check_compiled(group, dtype)
         check_repeats(group, torch.float32)
         check_repeats(group, torch.bfloat16)
         width = WIDTH // dist.get_world_size(group)

@@ -262,7 +262,8 @@ def test_repeats_exactly() -> None:
     ({"clip_low": -0.1}, "clip_low"), ({"clip_high": float("nan")}, "clip_high"), ({"temperature": 0.0}, "temperature"),
     ({"dual_clip": 1.0}, "dual_clip must be above 1"), ({"kl_coef": 0.1}, "choose k1, k2 or k3"),
     ({"dual_clip": 3.0, "objective": "cispo"}, "leave dual_clip unset"), ({"tis_cap": 0.0}, "tis_cap"),
-    ({"constant_length": 0}, "constant_length"),
+    ({"constant_length": 0}, "constant_length"), ({"entropy_coef": float("nan")}, "entropy_coef must be finite"),
+    ({"temperature": float("inf")}, "temperature must be finite"),
 ])
 def test_impossible_configurations(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -282,6 +283,9 @@ def test_impossible_configurations(options: dict[str, Any], message: str) -> Non
     ({"ref_logprobs": None}, {"kl": "k3"}, "needs ref_logprobs"),
     ({"rollout_logprobs": None}, {"tis_cap": 2.0}, "needs rollout_logprobs"),
     ({"normalizer": 0}, {}, "normalizer must be positive"),
+    ({"normalizer": torch.ones(1)}, {}, "normalizer must be a number or a 0-dim tensor"),
+    ({"cu_seqlens": torch.tensor([[0, 20]])}, {}, r"cu_seqlens must be \[S \+ 1\] integers"),
+    ({"cu_seqlens": torch.tensor([0.0, 20.0])}, {}, r"cu_seqlens must be \[S \+ 1\] integers"),
 ])
 def test_bad_input(change: dict[str, Any], config: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

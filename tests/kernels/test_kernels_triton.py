@@ -19,7 +19,8 @@ else:
     def test_under_the_interpreter() -> None:
         here = Path(__file__)
         checks = [str(here.with_name(name)) for name in (
-            "triton_checks.py", "test_kernels_one_pass.py", "test_kernels_logprob.py", "test_kernels_compile.py")]
+            "triton_checks.py", "test_kernels_one_pass.py", "test_kernels_logprob.py", "test_kernels_linear.py",
+            "test_kernels_compile.py")]
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-k", "triton", *checks]
         run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
