@@ -35,7 +35,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"args": [n], "expected": found} for n, found in EXPECTED.items()]}),
     "assert": (PROGRAM, {"kind": "assert", "entry_point": "primes", "code": "\n".join(
         f"assert primes({n}) == {found}" for n, found in EXPECTED.items())}),
-    "stdio": (PROGRAM + "print(*primes(int(input())))", {"kind": "stdio", "cases": [
+    "stdio, 3 runs": (PROGRAM + "print(*primes(int(input())))", {"kind": "stdio", "cases": [
         {"input": f"{n}\n", "output": " ".join(map(str, found))} for n, found in EXPECTED.items()]}),
 }
 STEP = 8192
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for kind, item in KINDS.items():
         rates = [rate([item] * options.programs, options.workers) for _ in range(options.rounds)]
         document["rates"][kind] = {"median": statistics.median(rates), "all": rates}
-        print(f"{kind:9} {statistics.median(rates):6.0f} programs a second ({min(rates):.0f} to {max(rates):.0f})",
+        print(f"{kind:14} {statistics.median(rates):6.0f} programs a second ({min(rates):.0f} to {max(rates):.0f})",
               flush=True)
     document["step"] = step([KINDS["function"]] * options.step, options.workers)
     print("{programs} in one call: {seconds:.1f} s, {rate:.0f} a second; memory of all processes "
