@@ -1,7 +1,8 @@
 """HumanEval's and MBPP's own solutions must pass, and fail with one operator changed.
 
 python tests/sandbox/solutions.py DATA, where DATA holds humaneval/HumanEval.jsonl.gz, mbpp/mbpp.jsonl and
-mbpp/sanitized-mbpp.json as their authors publish them. Ends with 1 when a solution fails that is not known to be broken, or fewer than 90 % of the changed ones do.
+mbpp/sanitized-mbpp.json as their authors publish them. Ends with 1 when a solution fails that is not known to be
+broken, or fewer than 90 % of the changed ones do.
 """
 
 import ast
