@@ -29,6 +29,7 @@ from srpo.prepare.filter import filter_records
 from srpo.prepare.rows import Row
 from srpo.prepare.store import Store
 from srpo.prepare.verify import Answers, program_faults
+from srpo.sandbox.confine import die_with_parent
 
 SHARD = 1000
 """Rows a shard of the filters."""
@@ -98,9 +99,8 @@ def _in_processes(function: Callable[[Any, Any], T], tasks: Iterable[tuple[str, 
                   done: Callable[[str, T], None]) -> None:
     """function(task, common) in processes; `done` gets each result here, in the order they finish. Few tasks wait at a
     time, so that the inputs need not fit into memory."""
-    # Not forks: the progress bar is a thread.
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context) as pool:
+    # Not forks: the progress bar is a thread. A fork server would outlive a kill of this process, with its workers.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), die_with_parent) as pool:
         running: dict[Future[T], str] = {}
         try:
             for name, task in tasks:

@@ -22,6 +22,8 @@ from srpo.sandbox.confine import die_with_parent
 
 TIMEOUT = 10.0
 """Seconds for one answer: as long as a grader has in training."""
+LIMITS = Limits(wall=30.0, cpu=5)
+"""Of a program. Processor time decides, so that a busy machine does not drop a slow solution that an idle one keeps."""
 
 
 def answer_fault(answer: str, solution: str | None) -> tuple[str, str] | None:
@@ -62,7 +64,7 @@ def program_faults(rows: Sequence[Row], workers: int) -> list[tuple[str, str] | 
     """(rule, detail) of each problem whose solution fails its tests, or whose tests a program that does nothing passes.
     A problem without a solution is taken on trust but for the latter."""
     items = [(p, r.tests or {}) for r in rows for p in (r.solution or _idle(r), _idle(r))]
-    verdicts = judge_many(items, limits=Limits(), workers=workers)
+    verdicts = judge_many(items, limits=LIMITS, workers=workers)
     faults: list[tuple[str, str] | None] = []
     for row, solved, idle in zip(rows, verdicts[::2], verdicts[1::2], strict=True):
         if row.solution and solved.passed < solved.total:
