@@ -4,6 +4,7 @@
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-gpu    the tests that need an NVIDIA GPU
 # make test-slow   ten kills of a run, the quickstart on three seeds
+# make check-data DATA=dir   the sandbox, the graders and srpo prepare on GSM8K, MATH, MBPP and HumanEval
 # make bench   the kernels against the device and against other libraries
 # make trl-example the loss inside TRL's GRPOTrainer
 # make kernel-report   registers, spills and memory accesses of the GPU kernels, compiled for an H100 without one
@@ -17,7 +18,7 @@ QUICKSTART := data/quickstart
 # Two ranks, on CPU or on two GPUs; one where there is a single GPU.
 RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
-.PHONY: setup train smollm2 test test-slow test-gpu bench trl-example kernel-report lint clean
+.PHONY: setup train smollm2 test test-slow test-gpu check-data bench trl-example kernel-report lint clean
 
 setup: $(VENV)/built
 
@@ -54,6 +55,11 @@ test-slow: $(VENV)/built
 
 test-gpu: $(VENV)/built
 	$(BIN)/pytest -m gpu
+
+check-data: $(VENV)/built
+	$(BIN)/python tests/sandbox/solutions.py $(DATA)
+	$(BIN)/python tests/unit/rewards/references.py $(DATA)
+	SRPO_DATA=$(DATA) $(BIN)/pytest tests/public_data
 
 # The libraries that the kernels are compared with.
 $(VENV)/peers: $(VENV)/built requirements/bench.txt
