@@ -58,6 +58,8 @@ _MATRIX = re.compile(r"\(?\s*\\begin\{(?:[pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*
 _PHRASES = {"all real numbers": "\\mathbb{R}", "all reals": "\\mathbb{R}", "empty set": "\\emptyset",
             "none": "\\emptyset", "no solution": "\\emptyset", "no solutions": "\\emptyset",
             "no real solutions": "\\emptyset"}
+_BETWEEN = re.compile(r"([^<>=]+?)\s*(<|\\le(?![a-z]))\s*[A-Za-z]\s*(<|\\le(?![a-z]))([^<>=]+)")
+_BEYOND = re.compile(r"[A-Za-z]\s*(<|>|\\[lg]e(?![a-z]))([^<>=,]+)")
 _TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|\b(?:or|and)\b|.", re.DOTALL)
 
 
@@ -171,6 +173,23 @@ def matrix(s: str) -> list[list[str]] | None:
         return None
     rows = re.split(r"\\\\", m[1])
     return [[cell.strip() for cell in row.split("&")] for row in rows if row.strip()]
+
+
+def as_interval(s: str) -> str:
+    r"""An inequality in one variable as the interval it stands for: "0 \le x < 1" as "[0,1)", "x > 2" as "(2,\infty)";
+    joined by "or", as a union. Anything else as it is."""
+    pieces = re.split(r"\bor\b", s)
+    if len(pieces) > 1:
+        intervals = [as_interval(piece.strip()) for piece in pieces]
+        return "\\cup".join(intervals) if all(i[-1:] in ")]" and i != p for i, p in zip(intervals, pieces, strict=True)
+                                              ) else s
+    if m := _BETWEEN.fullmatch(s):
+        return f"{'(' if m[2] == '<' else '['}{m[1]},{m[4]}{')' if m[3] == '<' else ']'}"
+    if m := _BEYOND.fullmatch(s):
+        below = m[1] in ("<", "\\le")
+        bracket = "[]"[below] if "e" in m[1] else "()"[below]
+        return f"(-\\infty,{m[2]}{bracket}" if below else f"{bracket}{m[2]},\\infty)"
+    return s
 
 
 def parts(s: str) -> tuple[str, list[str]]:

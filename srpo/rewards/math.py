@@ -2,16 +2,18 @@ r"""Is the final answer of a maths response equal to the reference?
 
 A strict front to math-verify. Choices, words, units, bases, lists, intervals and matrices are taken apart here
 (srpo/rewards/answers.py), rational numbers are compared exactly, and only a scalar that needs algebra reaches sympy. It
-is bounded first (length, depth, towers, factorials), so that little remains that could hang, and compared again with a
-relative tolerance, since math-verify rounds to six decimals (1e-7 would equal 2e-7). Its own timeouts are off: they
-need the main thread and lose to C code; a worker process with a deadline (srpo/rewards/pool.py) bounds the time.
+is bounded first (length, depth, towers, factorials), so that little remains that could hang, and compared by value with
+a relative tolerance: math-verify rounds to six decimals (1e-7 would equal 2e-7), and simplifying is what hangs most.
+math-verify parses, and compares what is neither number, expression nor equation. Its own timeouts are off: they need
+the main thread and lose to C code; a worker process with a deadline (srpo/rewards/pool.py) bounds the time.
 
 The answer is the content of the last \boxed{}, or of <answer>, after the thinking; several different boxes are none.
 
 What it takes for equal: a unit, currency, degree sign, base or "x =" that only one side has; 50% with 50 and with 0.5;
 a list in any order with a set; "x = 1, y = 2" with (1, 2); a decimal within 1e-6 of an irrational number. What it
 takes for different: a rounded decimal and the fraction; units that differ, even where the quantity is the same; an
-answer in another base. Right answers that it rejects are the rows marked "reject" in tests/unit/rewards/pairs.tsv.
+answer in another base. Right answers that it rejects are the rows marked "reject" in tests/unit/rewards/pairs.tsv:
+unit conversions, numbers in words, ordinals, a ratio and its fraction, set-builder notation, a transposed vector.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from math import prod
 from typing import Any
 
 from srpo.errors import UserError
+from srpo.rewards import answers
 from srpo.rewards.answers import matrix, parts, plain, rational, respell, split_base, split_name, split_unit
 from srpo.rewards.extract import MAX_ANSWER, Grade, answer_block, boxes, conclusion
 
@@ -34,6 +37,7 @@ _PROSE = re.compile(r"[A-Za-z][A-Za-z ,;:.'\"-]*[A-Za-z]{3}[.]?")
 _RATIO = re.compile(r"\d+(:\d+)+")
 _HEDGES = re.compile(r"\b(?:maybe|perhaps|not|either|unknown|wrong|incorrect)\b", re.IGNORECASE)
 _BROKEN = re.compile(r"(?<!frac )(?<!\\)\b\d+\s+\d|(?:[-+*/^=<>:,]|\.\.|\\(?:cdot|times|div|le|ge))\s*$")
+_INTERVALS = re.compile(r"[<>]|\\[lg]e(?![a-z])")            # in both: inequalities may differ in their variable
 _RELATION = re.compile(r"[<>=]|\\(?:le|ge|in|cup|cap|setminus|mathbb|neq?)(?![a-z])")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})")
@@ -92,15 +96,15 @@ def _final_answer(text: str) -> str | None:
     if not found:
         text = text.strip()
         return text if block is not None and 0 < len(text) <= MAX_ANSWER else None
-    answers = {respell(found[-1][2])}
+    different = {respell(found[-1][2])}
     for (_, end, content), (start, _, _) in zip(found[-2::-1], found[:0:-1], strict=False):
         if not _SEPARATORS.fullmatch(text[-4000:][end:start]):
             break
-        answers.add(respell(content))                         # side by side at the end: hedging
+        different.add(respell(content))                       # side by side at the end: hedging
     last = found[-1][2].strip()
     while inner := re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", last, re.DOTALL):
         last = inner.group(1).strip()
-    return last if last and len(last) <= MAX_ANSWER and len(answers) == 1 else None
+    return last if last and len(last) <= MAX_ANSWER and len(different) == 1 else None
 
 
 def _choice(s: str) -> str | None:
@@ -179,6 +183,8 @@ def _same_parts(a: str, b: str) -> bool | None:
     if rows_a is not None and rows_b is not None:
         return [len(row) for row in rows_a] == [len(row) for row in rows_b] and all(
             _same(x, y) for row_a, row_b in zip(rows_a, rows_b, strict=True) for x, y in zip(row_a, row_b, strict=True))
+    if _INTERVALS.search(a) is None or _INTERVALS.search(b) is None:
+        a, b = answers.as_interval(a), answers.as_interval(b)
     (kind_a, a_parts), (kind_b, b_parts) = parts(a), parts(b)
     if not kind_a and not kind_b:
         return None if (a, b) == (a_parts[0], b_parts[0]) else _same(a_parts[0], b_parts[0])
