@@ -31,6 +31,9 @@ def row(record: Record, where: str, name: str) -> Row:
                 found = convert(record)
             except (UserError, ValueError) as e:
                 raise UserError(f"{where}: read as {layout}: {e}") from None
+            except (TypeError, KeyError, AttributeError) as e:  # a field of another type, or without a part of it
+                raise UserError(f"{where}: read as {layout}: a field is not as that layout has it: "
+                                f"{type(e).__name__}: {e}") from None
             found.id = found.id or name
             found.source, found.where = found.source or layout, where
             return found

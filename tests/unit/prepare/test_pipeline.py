@@ -114,6 +114,7 @@ def test_workers_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.Mo
     ("[1]", r"m\.jsonl:2: expected an object, found list"),
     ({"text": "Add."}, r"m\.jsonl:2: its fields text are of no known layout; rename"),
     ({"question": 7.5, "answer": "1"}, r"m\.jsonl:2: read as gsm8k: field 'question' must be text, found float"),
+    ({"text": "Add.", "code": ADD, "test_list": None}, r"m\.jsonl:2: read as mbpp: a field is not as that layout"),
     ({"question": "?", "input_output": "{"}, r"m\.jsonl:2: read as apps: not valid JSON in '\{'"),
 ])
 def test_bad_row_is_named(tmp_path: Path, bad: Any, expected: str):
