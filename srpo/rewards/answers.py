@@ -47,7 +47,8 @@ _SIGN_AFTER = re.compile(r"(.*[^\s\\])\s*(?:\\?(%)|\^\s*\{?\s*(\\circ)\s*\}?"
 _TEXT_AFTER = re.compile(rf"(.*[^\s\\_^=+*/(<>-])(?:\s|\\ )*{_TEXT}\s*(\^\s*\{{?\s*[23]\s*\}}?)?", re.DOTALL)
 _WORDS_AFTER = re.compile(r"([^A-Za-z]*[^A-Za-z\s]|.*\})(\s*)([A-Za-z][A-Za-z ./]*(?:\^\s*\{?\s*[23]\s*\}?)?)",
                           re.DOTALL)
-_NO_UNIT = {"not", "and", "but", "wrong", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "div", "sqrt"}
+_NO_UNIT = {"if", "or", "not", "and", "but", "wrong", "sin", "cos", "tan", "cot", "sec", "csc", "log",
+            "exp", "mod", "div", "sqrt"}
 
 _NAME = re.compile(r"\s*[(|\\A-Za-z][A-Za-z\\_{}()',|\s\d]*")
 _NO_NAME = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|exp|pm|int|sum|prod|bar|overline)|[\s})]\d")
@@ -123,7 +124,8 @@ def split_unit(s: str) -> tuple[str, str | None, int]:
         if m[3] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])|,", m[1]):
             return s, None, 1                                 # the angle of a function, or a list of angles
         return m[1], _unit(m[2] or m[4] or "degree"), 1
-    if (m := _TEXT_AFTER.fullmatch(s)) and (len(m[2].strip()) > 1 or _unit(m[2])):
+    if (m := _TEXT_AFTER.fullmatch(s)) and (len(m[2].strip()) > 1 or _unit(m[2])) and (
+            not _NO_UNIT & set(m[2].lower().split())):
         return m[1], *_measure(m[2] + (m[3] or ""))
     if (m := _WORDS_AFTER.fullmatch(s)) and rational(m[1].strip()) is not None and _are_units(m[3], bool(m[2])):
         return m[1].strip(), *_measure(m[3])

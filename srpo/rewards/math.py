@@ -294,7 +294,7 @@ def _close(x: Any, y: Any) -> bool | None:
     a, b = sympy.N(x, 30), sympy.N(y, 30)
     if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
         return None
-    larger = sympy.Max(abs(a), abs(b))
+    larger = abs(a) if abs(a) > abs(b) else abs(b)
     if x.is_rational and y.is_rational:
         return bool(x.doit() == y.doit() if larger < sympy.Float("1e2000") else x == y)
     return bool(abs(a - b) <= larger * sympy.Float("1e-6"))
