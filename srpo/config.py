@@ -172,8 +172,10 @@ class Reward(Section):
     """Weight of a well-formed response."""
     style: Literal["think_answer", "boxed"] = "think_answer"
     """What well-formed means: <think>..</think><answer>..</answer>, or a last \\boxed{}."""
+    strict: bool = True
+    """Each tag once and nothing around them, or one box alone; otherwise an answer after the thinking is enough."""
     language: float = Field(0.0, ge=0)
-    """Weight of the penalty for mixing scripts with the prompt's."""
+    """Weight of the penalty for mixing scripts or languages with the prompt's."""
     overlong: Overlong | None = None
     """Soft length penalty; required with algorithm.truncated: shape."""
     custom: list[CustomReward] = []

@@ -103,7 +103,7 @@ def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
     except Exception as e:
         return {"parts": {}, "errors": [[problem.domain, describe(e)]]}
     terms = {"accuracy": reward.accuracy * accuracy.correct,
-             "format": reward.format * well_formed(text, reward.style),
+             "format": reward.format * well_formed(text, reward.style, strict=reward.strict),
              "language": -reward.language * mixing(problem.prompt, text) if reward.language else 0.0}
     return {"correct": accuracy.correct, "reason": accuracy.reason, "parts": terms, "errors": []}
 
