@@ -67,12 +67,17 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
         for n, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path}:{n}"
-                try:
-                    yield where, json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as e:
-                    raise UserError(f"{where}: not valid UTF-8: {e.reason} at byte {e.start + 1}") from None
-                except json.JSONDecodeError as e:
-                    raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
+                yield where, parse_json(line, where)
+
+
+def parse_json(text: bytes | str, where: str) -> Any:
+    """Raises UserError that begins with `where`."""
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where}: not valid UTF-8: {e.reason} at byte {e.start + 1}") from None
+    except json.JSONDecodeError as e:
+        raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
 
 
 def _table(path: Path) -> Iterator[tuple[str, Any]]:
@@ -85,10 +90,7 @@ def _table(path: Path) -> Iterator[tuple[str, Any]]:
             where = f"{path}:{n}"
             row = {key: value for key, value in row.items() if value is not None}
             if isinstance(row.get("tests"), str):
-                try:
-                    row["tests"] = json.loads(row["tests"])
-                except json.JSONDecodeError as e:
-                    raise UserError(f"{where}: field 'tests': not valid JSON: {e.msg} at column {e.colno}") from None
+                row["tests"] = parse_json(row["tests"], f"{where}: field 'tests'")
             yield where, row
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file") from None

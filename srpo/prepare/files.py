@@ -8,11 +8,11 @@ and of `save_to_disk`), or `hf:OWNER/NAME` with an optional `:PATTERN` that says
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from srpo.data.schema import parse_json
 from srpo.errors import UserError
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -93,14 +93,14 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             for n, line in enumerate(file, 1):
                 if line.strip():
-                    yield n, _json(line, f"{path}:{n}")
+                    yield n, parse_json(line, f"{path}:{n}")
         except gzip.BadGzipFile as e:
             raise UserError(f"{path}: not a valid gzip file: {e}") from None
 
 
 def _array(path: Path) -> list[Any]:
     with _open(path) as file:
-        rows = _json(file.read(), str(path))
+        rows = parse_json(file.read(), str(path))
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, found {type(rows).__name__}")
     return rows
@@ -108,12 +108,3 @@ def _array(path: Path) -> list[Any]:
 
 def _open(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _json(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as e:
-        raise UserError(f"{where}: not valid UTF-8: {e.reason} at byte {e.start + 1}") from None
-    except json.JSONDecodeError as e:
-        raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
