@@ -116,12 +116,11 @@ def linear_policy_loss(
                              f"{weight_grad.dtype}")
         if config.ratio == "sequence":
             raise ValueError('weight_grad needs ratio="token": ratios of sequences are known only after the last chunk')
-    module = implementation(hidden, backend)
-    one_pass = module.one_pass and takes_one_pass(config, group)
+    rows = _Rows(implementation(hidden, backend), local, columns, batch, config, group)
     compiling = torch.compiler.is_compiling() and weight_grad is None
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     # Autograd inside of what autograd sees as one operation, as _Rows takes it without one pass, cannot be compiled.
-    if config.ratio == "sequence" or not needs_grad or (compiling and not one_pass):
+    if config.ratio == "sequence" or not needs_grad or (compiling and not rows.one_pass):
         logprobs, entropy = linear_token_logprobs(
             hidden, weight, tokens, temperature=config.temperature, return_entropy=True, mask=mask, group=group,
             vocab_size=vocab_size, backend=backend)
@@ -129,10 +128,9 @@ def linear_policy_loss(
         return loss.sum(), batch.metrics(values)
     if compiling:
         total, values, _, _ = _linear_policy_loss(
-            hidden, weight, local, *batch.inputs(config), columns, *options(config), mask, module.name,
+            hidden, weight, local, *batch.inputs(config), columns, *options(config), mask, rows.module.name,
             hidden.requires_grad, weight.requires_grad)
     else:
-        rows = _Rows(module, local, columns, batch, config, group)
         total, values = _LinearPolicyLoss.apply(hidden, weight, rows, weight_grad if weight.requires_grad else None)
     return total, batch.metrics(values)
 
