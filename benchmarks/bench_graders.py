@@ -1,9 +1,10 @@
-"""Programs that the sandbox judges a second, and the memory of one call for a whole step's programs.
+"""Programs and maths responses graded a second, and the memory of one call for a whole step's programs.
 
     python -m benchmarks.bench_graders --out new.json
 
-Every program is judged in isolation of its own, sandboxes warm. No kernels and no torch: this shares nothing with the
-other benchmarks but the folder.
+Every program is judged in isolation of its own, sandboxes warm; maths responses go through the worker processes that a
+run has. A wrong verdict ends the benchmark. No kernels and no torch: this shares nothing with the other benchmarks but
+the folder.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import statistics
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import math_responses
+from srpo.config import Reward
+from srpo.rewards import Graders, Response
 from srpo.sandbox import judge_many, probe
 
 PROGRAM = """
@@ -44,30 +50,59 @@ STEP = 8192
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="sandboxes (%(default)s)")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (%(default)s)")
     parser.add_argument("--programs", type=int, default=1000, help="in a timed call (%(default)s)")
+    parser.add_argument("--responses", type=int, default=4096, help="maths responses in a timed call (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="calls, of which the median counts (%(default)s)")
     parser.add_argument("--step", type=int, default=STEP, help="programs in the call whose memory counts (%(default)s)")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     options = parser.parse_args(arguments)
-    document: dict[str, Any] = {"isolation": probe()[0], "workers": options.workers, "load": os.getloadavg()[0],
-                                "rates": {}}
-    print(f"isolation {document['isolation']}, {options.workers} sandboxes, load average {document['load']:.1f}")
-    for kind, item in KINDS.items():
-        rates = [rate([item] * options.programs, options.workers) for _ in range(options.rounds)]
-        document["rates"][kind] = {"median": statistics.median(rates), "all": rates}
-        print(f"{kind:14} {statistics.median(rates):6.0f} programs a second ({min(rates):.0f} to {max(rates):.0f})",
+    document: dict[str, Any] = {"cpu": cpu(), "isolation": probe()[0], "workers": options.workers,
+                                "load": os.getloadavg()[0], "programs": {}, "maths": {}}
+    print(f"{document['cpu']}, isolation {document['isolation']}, {options.workers} processes, "
+          f"load average {document['load']:.1f}")
+
+    def report(family: str, kind: str, unit: str, rates: list[float]) -> None:
+        document[family][kind] = {"median": statistics.median(rates), "all": rates}
+        print(f"{kind:14} {statistics.median(rates):6.0f} {unit} a second ({min(rates):.0f} to {max(rates):.0f})",
               flush=True)
+
+    for kind, item in KINDS.items():
+        report("programs", kind, "programs",
+               [judged([item] * options.programs, options.workers) for _ in range(options.rounds)])
     document["step"] = step([KINDS["function"]] * options.step, options.workers)
     print("{programs} in one call: {seconds:.1f} s, {rate:.0f} a second; memory of all processes "
           "{first:.1f} MiB after a tenth, {last:.1f} MiB at the end, peak {peak:.1f} MiB".format(**document["step"]))
+    graders = Graders(Reward(style="boxed"), 4096, options.workers)
+    try:
+        for kind in math_responses.KINDS:
+            report("maths", kind, "responses", [graded(graders, math_responses.responses(kind, options.responses, seed))
+                                                for seed in range(options.rounds)])
+    finally:
+        graders.close()
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     return document
 
 
-def rate(items: list[tuple[str, dict[str, Any]]], workers: int) -> float:
+def cpu() -> str:
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return names[0] if names else platform.machine()
+
+
+def graded(graders: Graders, items: list[tuple[Response, float]]) -> float:
+    """Maths responses a second of one call."""
+    started = time.perf_counter()
+    grades = graders.grade([response for response, _ in items])
+    seconds = time.perf_counter() - started
+    wrong = [(r.text[-80:], r.problem.answer) for (r, correct), g in zip(items, grades, strict=True)
+             if g.correct != correct]
+    assert not wrong, wrong[0]
+    return len(items) / seconds
+
+
+def judged(items: list[tuple[str, dict[str, Any]]], workers: int) -> float:
     """Programs a second of one call, starting the sandboxes included."""
     started = time.perf_counter()
     verdicts = judge_many(items, workers=workers)
@@ -89,7 +124,7 @@ def step(items: list[tuple[str, dict[str, Any]]], workers: int) -> dict[str, Any
     watcher = threading.Thread(target=sample)
     watcher.start()
     try:
-        speed = rate(items, workers)
+        speed = judged(items, workers)
     finally:
         done.set()
         watcher.join()
