@@ -5,6 +5,8 @@ need each other. No torch here: a launch that cannot run ends with one line befo
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from srpo.config import Config, Parallel, Stage, hf_config
@@ -18,9 +20,10 @@ def check(config: Config, world_size: int) -> None:
     p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
     if p.sequence and p.tensor == 1:
         raise UserError("parallel.sequence = True: needs parallel.tensor > 1; set parallel.sequence to false")
-    _check_shape(p, hf)
+    _check_training(p, hf)
     model_parallel = p.tensor * p.pipeline
     _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)
+    _check_rollout(config, hf, world_size)
     replicas = world_size // model_parallel
     if b.prompts % replicas:
         raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
@@ -52,23 +55,50 @@ def check(config: Config, world_size: int) -> None:
     _check_stages(config.stages)
 
 
-def _check_shape(p: Parallel, hf: dict[str, Any]) -> None:
-    """Megatron-Core splits the model over parallel.tensor, vLLM over parallel.tensor x parallel.pipeline: its
-    key-value heads may then be fewer than its ranks, which hold copies. Both pad the vocabulary to a multiple of 64."""
-    heads, width, layers = hf["num_attention_heads"], hf["intermediate_size"], hf["num_hidden_layers"]
-    kv_heads = hf.get("num_key_value_heads") or heads
-    vocabulary = -(-(hf.get("vocab_size") or 0) // 64) * 64
-    split = {"attention heads": heads, "feed-forward width": width, "padded vocabulary entries": vocabulary}
+def _check_training(p: Parallel, hf: dict[str, Any]) -> None:
+    """Megatron-Core splits the model over parallel.tensor and its layers over parallel.pipeline."""
+    kv_heads, layers, split = _kv_heads(hf), hf["num_hidden_layers"], _split(hf)
     shared = math.gcd(kv_heads, *split.values())
     for what, size in {"key-value heads": kv_heads, **split}.items():
         _divides("parallel.tensor", p.tensor, f"the model's {size} {what}", size, shared)
     _divides("parallel.pipeline", p.pipeline, f"the model's {layers} layers", layers)
-    key, ranks = "parallel.tensor x parallel.pipeline (vLLM's tensor-parallel size)", p.tensor * p.pipeline
+
+
+def _check_rollout(config: Config, hf: dict[str, Any], world_size: int) -> None:
+    """vLLM splits it over rollout.tensor and rollout.pipeline; ranks beyond the key-value heads hold copies of them."""
+    p, r, tensor = config.parallel, config.rollout, config.rollout_tensor
+    if r.pipeline > 1 and not _gpu():
+        raise UserError(f"rollout.pipeline = {r.pipeline}: vLLM generates with one pipeline stage only on CPU; leave "
+                        "it at 1 and set rollout.tensor")
+    key = "rollout.tensor"
+    if r.tensor is None:
+        _divides("rollout.pipeline", r.pipeline, f"the {p.tensor * p.pipeline} ranks that hold one copy of the trained "
+                 "model (or set rollout.tensor)", p.tensor * p.pipeline)
+        key = "parallel.tensor x parallel.pipeline (vLLM's tensor-parallel size)"
+    kv_heads, layers, split = _kv_heads(hf), hf["num_hidden_layers"], _split(hf)
     for what, size in split.items():
-        _divides(key, ranks, f"the model's {size} {what}", size, math.gcd(*split.values()))
-    if kv_heads % ranks and ranks % kv_heads:
-        raise UserError(f"{key} = {ranks}: neither divides the model's {kv_heads} key-value heads nor is a multiple of "
-                        "them; change parallel.tensor or parallel.pipeline")
+        _divides(key, tensor, f"the model's {size} {what}", size, math.gcd(*split.values()))
+    if kv_heads % tensor and tensor % kv_heads:
+        raise UserError(f"{key} = {tensor}: neither divides the model's {kv_heads} key-value heads nor is a multiple "
+                        "of them; set rollout.tensor to one that does")
+    _divides("rollout.pipeline", r.pipeline, f"the model's {layers} layers", layers)
+    _divides("rollout.tensor x rollout.pipeline", config.rollout_ranks, f"the launch's {world_size} ranks", world_size)
+
+
+def _split(hf: dict[str, Any]) -> dict[str, int]:
+    """What every tensor-parallel size must divide. Megatron-Core and vLLM both get a vocabulary padded to 64s."""
+    vocabulary = -(-(hf.get("vocab_size") or 0) // 64) * 64
+    return {"attention heads": hf["num_attention_heads"], "feed-forward width": hf["intermediate_size"],
+            "padded vocabulary entries": vocabulary}
+
+
+def _kv_heads(hf: dict[str, Any]) -> int:
+    return hf.get("num_key_value_heads") or hf["num_attention_heads"]
+
+
+def _gpu() -> bool:
+    """Without torch, which takes seconds to ask: an NVIDIA driver has made its device files, and none is hidden."""
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def _check_stages(stages: list[Stage]) -> None:

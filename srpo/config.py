@@ -38,9 +38,8 @@ class Model(Section):
 class Parallel(Section):
     """Megatron-Core layout. Data parallelism is what is left: world size / (tensor x pipeline).
 
-    vLLM runs tensor-parallel over tensor x pipeline ranks, which must therefore divide the attention heads, the
-    feed-forward width and the padded vocabulary too, and fit the key-value heads. With one pipeline stage it shares the
-    trainer's weights; with more they are copied after each step.
+    vLLM has a layout of its own, see rollout.tensor. Where both are the same it shares the trainer's weights; else what
+    a rank lacks is sent to it after each step.
     """
 
     tensor: int = Field(1, ge=1)
@@ -53,6 +52,9 @@ class Parallel(Section):
     """Activations recomputed in the backward pass: none, attention only, or whole layers."""
     overlap: bool = False
     """Overlap gradient reduction and parameter gathering with computation."""
+    offload: bool = False
+    """Optimizer state waits in host memory while vLLM generates, and gradients are dropped. For the KV cache that
+    frees 4 bytes x weights of this rank, and 12 (float32: 8) x weights of this rank / data-parallel ranks."""
 
 
 class Data(Section):
@@ -79,6 +81,11 @@ class Batch(Section):
 
 
 class Rollout(Section):
+    tensor: int | None = Field(None, ge=1)
+    """vLLM's tensor-parallel size; unset: over as many ranks as hold one copy of the trained model. Divides the
+    attention heads, the feed-forward width and the padded vocabulary; divides the key-value heads or is a multiple."""
+    pipeline: int = Field(1, ge=1)
+    """vLLM's pipeline stages; divides the number of layers. More than one needs GPUs."""
     max_response_tokens: int = Field(4096, ge=1)
     """A response that reaches this is truncated; see algorithm.truncated."""
     temperature: float = Field(1.0, gt=0)
@@ -280,6 +287,16 @@ class Config(Section):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     logging: Logging = Logging()
+
+    @property
+    def rollout_tensor(self) -> int:
+        """vLLM's tensor-parallel size, also when it is left to us."""
+        return self.rollout.tensor or max(1, self.parallel.tensor * self.parallel.pipeline // self.rollout.pipeline)
+
+    @property
+    def rollout_ranks(self) -> int:
+        """Ranks of one vLLM replica."""
+        return self.rollout_tensor * self.rollout.pipeline
 
 
 # -- loading --------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Run:
         check_disjoint(problems, self.held_out)
         check_problems([*problems, *self.held_out])
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
-        self.leads = self.rank % (config.parallel.tensor * config.parallel.pipeline) == 0
+        self.leads = self.rank % config.rollout_ranks == 0
         if self.leads:
             self.graders = Graders(config.reward, config.rollout.max_response_tokens, _workers(config))
         if self.rank == 0:
@@ -139,8 +139,8 @@ class Run:
         return metrics
 
     def sample(self, problems: list[Problem], step: int, samples: int, temperature: float) -> list[list[Sample]]:
-        """This replica's share of the groups: every `replicas`-th problem."""
-        own = problems[self.replica :: self.replicas]
+        """The share of this rank's vLLM replica: every `engine.replicas`-th problem."""
+        own = problems[self.engine.replica :: self.engine.replicas]
         self.engine.wake()
         groups = self.engine.generate([self.prompts[p.id] for p in own], [p.id for p in own], step=step,
                                       samples=samples, temperature=temperature)
@@ -148,16 +148,17 @@ class Run:
         return groups
 
     def grade(self, problems: list[Problem], mine: list[list[Sample]]) -> tuple[list[Sample], list[Graded]]:
-        """Grade this replica's groups, then exchange: all samples with their grades, in the problems' order."""
+        """Grade this vLLM replica's groups, then exchange: all samples with their grades, in the problems' order."""
         share: list[tuple[list[Sample], list[Graded]]] = []
         if self.leads:
-            own = problems[self.replica :: self.replicas]
+            own = problems[self.engine.replica :: self.engine.replicas]
             responses = [Response(p, self.tokenizer.text(s.tokens.tolist()), len(s.tokens), s.truncated)
                          for p, group in zip(own, mine, strict=True) for s in group]
             grades = iter(self.graders.grade(responses))
             share = [(group, [next(grades) for _ in group]) for group in mine]
         shares = [s for leads, s in all_gather((self.leads, share)) if leads]
-        groups = [shares[i % self.replicas][i // self.replicas] for i in range(len(problems))]
+        replicas = self.engine.replicas
+        groups = [shares[i % replicas][i // replicas] for i in range(len(problems))]
         return [s for g, _ in groups for s in g], [x for _, g in groups for x in g]
 
     def update(self, plan: StepPlan, samples: list[Sample], advantage: list[float]) -> Update:
@@ -262,9 +263,9 @@ def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded
 
 
 def _workers(config: Config) -> int:
-    """Grader processes of one replica: its share of this machine's cores."""
+    """Grader processes of one vLLM replica: its share of this machine's cores."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    leaders = max(1, ranks // (config.parallel.tensor * config.parallel.pipeline))
+    leaders = max(1, ranks // config.rollout_ranks)
     return config.reward.workers or max(1, len(os.sched_getaffinity(0)) // leaders)
 
 

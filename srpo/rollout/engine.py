@@ -33,20 +33,20 @@ class RolloutEngine:
     """A vLLM engine on the trainer's weights. `replica` of `replicas` says which prompts are this rank's."""
 
     def __init__(self, config: Config, trainer: Trainer, stop_ids: list[int]):
-        tensor = config.parallel.tensor * config.parallel.pipeline
-        self.replica = dist.get_rank() // tensor
-        self.replicas = dist.get_world_size() // tensor
+        self.replica = dist.get_rank() // config.rollout_ranks
+        self.replicas = dist.get_world_size() // config.rollout_ranks
         self.stop_ids = stop_ids
         self.max_tokens = config.rollout.max_response_tokens
         self.seed = config.seed
         self.on_cuda = torch.cuda.is_available()
         if not self.on_cuda:  # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here
             torch._dynamo.config.disable = True
-        self.weights = SharedWeights(trainer, config.parallel)
+        self.weights = SharedWeights(trainer)
         self.llm = LLM(
             config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype,
             skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs", seed=config.seed,
-            tensor_parallel_size=tensor, distributed_executor_backend="external_launcher",
+            tensor_parallel_size=config.rollout_tensor, pipeline_parallel_size=config.rollout.pipeline,
+            distributed_executor_backend="external_launcher",
             max_model_len=config.data.max_prompt_tokens + self.max_tokens, max_num_seqs=config.rollout.max_sequences,
             kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enable_sleep_mode=self.on_cuda,
             # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from srpo.config import Parallel
-
 if TYPE_CHECKING:
     from srpo.megatron.step import Trainer
 
@@ -54,9 +52,10 @@ class SharedWeights:
 
     load_format = "srpo"
 
-    def __init__(self, trainer: Trainer, parallel: Parallel):
+    def __init__(self, trainer: Trainer):
+        c = trainer.config
         self.trainer = trainer
-        self.aliased = parallel.pipeline == 1
+        self.aliased = c.parallel.pipeline == c.rollout.pipeline == 1 and c.parallel.tensor == c.rollout_tensor
         self.aliased_bytes = self.moved_bytes = 0
         self.summary = ""
         register_model_loader(self.load_format)(_loader_for(self))

@@ -34,7 +34,7 @@ class ProbedRun(srpo.train.Run):
             after = [p.detach() for _, p in self.trainer.named_parameters()]
             self.seen.append({
                 "step": plan.step,
-                "prompts": plan.prompt_ids[self.replica :: self.replicas],
+                "prompts": plan.prompt_ids[self.engine.replica :: self.engine.replicas],
                 "parameters": len(addresses),
                 "aliased": shared and self.shares(),
                 "stayed": addresses == self.addresses(),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from srpo import check as checks
 from srpo import config
 from srpo.check import check
 from srpo.errors import UserError
@@ -159,7 +160,11 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
      "12 attention heads; nearest: 4"),
     (["parallel.tensor=2", "parallel.pipeline=3"], 6, "(vLLM's tensor-parallel size) = 6: does not divide the model's "
      "64 feed-forward width; nearest: 4"),
-    (["parallel.tensor=2", "rollout.tensor=2"], 2, "rollout.tensor: unknown key"),
+    (["rollout.tensor=8"], 8, "rollout.tensor = 8: does not divide the model's 12 attention heads; nearest: 4"),
+    (["rollout.tensor=4"], 2, "rollout.tensor x rollout.pipeline = 4: does not divide the launch's 2 ranks; nearest"),
+    (["rollout.tensor=2", "rollout.pipeline=4"], 8, "rollout.pipeline = 4: does not divide the model's 6 layers"),
+    (["rollout.pipeline=2"], 2, "rollout.pipeline = 2: does not divide the 1 ranks that hold one copy of the trained "
+     "model (or set rollout.tensor); nearest: 1"),
     (["batch.prompts=9"], 4, "batch.prompts = 9: must divide over 4 data-parallel replicas; nearest: 8"),
     (["batch.updates=3"], 1, "batch.updates = 3: does not divide the 32 responses of a replica"),
     (["batch.updates=3"], 1, "nearest: 2"),
@@ -175,7 +180,8 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["stages.0.steps=null"], 1, "stages.0.steps: required with until: steps"),
     (["stages.0.until=plateau"], 1, "stages.0.steps = 2: has no effect with until: plateau"),
 ])
-def test_impossible_combination(tree, write, overrides, ranks, expected):
+def test_impossible_combination(tree, write, overrides, ranks, expected, monkeypatch):
+    monkeypatch.setattr(checks, "_gpu", lambda: True)
     assert expected in message(write, tree, overrides, ranks)
 
 
@@ -190,10 +196,30 @@ def test_stage_names_are_unique(tree, write):
     (["batch.updates=2", "batch.micro_batch=1"], 8),
     (["algorithm.old_logprobs=rollout", "algorithm.tis_cap=2", "batch.updates=2"], 2),
     (["algorithm.tis_cap=1"], 1),
+    (["parallel.tensor=4", "rollout.tensor=1"], 4),
+    (["parallel.tensor=2", "rollout.tensor=4"], 4),
+    (["parallel.tensor=2", "parallel.pipeline=2", "rollout.pipeline=2"], 4),
     (["algorithm.truncated=shape", "reward.overlong.start=200"], 1),
 ])
-def test_possible_combination(tree, write, overrides, ranks):
+def test_possible_combination(tree, write, overrides, ranks, monkeypatch):
+    monkeypatch.setattr(checks, "_gpu", lambda: True)
     check(config.load(write(tree), overrides), ranks)
+
+
+def test_vllm_has_one_pipeline_stage_on_cpu(tree, write, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert message(write, tree, ["rollout.pipeline=2", "rollout.tensor=1"], 2) == (
+        "rollout.pipeline = 2: vLLM generates with one pipeline stage only on CPU; leave it at 1 and set "
+        "rollout.tensor")
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [
+    ([], (4, 1)), (["rollout.pipeline=2"], (2, 2)), (["rollout.tensor=1"], (1, 1)),
+    (["rollout.tensor=3", "rollout.pipeline=2"], (3, 2))])
+def test_layout_of_the_rollout(tree, write, overrides, expected):
+    c = config.load(write(tree), ["parallel.tensor=2", "parallel.pipeline=2", *overrides])
+    assert (c.rollout_tensor, c.rollout.pipeline) == expected
+    assert c.rollout_ranks == expected[0] * expected[1]
 
 
 @pytest.mark.parametrize(("text", "expected"), [
