@@ -27,12 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The prompts of one step. `step` and `epoch` count from 1 over the whole run; `stage` is the stage's name."""
+    """The prompts of one step. `step` and `epoch` count from 1 over the whole run; `stage` is the stage's name.
+
+    `lengths`: mean response length of each prompt in the latest earlier epoch that had it, None where none did.
+    """
 
     step: int
     epoch: int
     stage: str
     prompt_ids: list[str]
+    lengths: list[float | None]
 
 
 class Curriculum:
@@ -56,6 +60,7 @@ class Curriculum:
         """Prompts of the open epoch; None between epochs."""
         self._rewards: list[float] = []
         self._epochs_closed = 0
+        self._lengths: dict[str, float] = {}
 
     def next(self) -> StepPlan | None:
         """The next step's prompts, or None when the last stage has ended. Until `record`, the same again."""
@@ -73,7 +78,7 @@ class Curriculum:
                 continue
             assert self._order is not None
             batch = self._order[self._cursor:self._cursor + self._prompts_per_step]
-            return StepPlan(self._step + 1, self._epoch, stage.name, batch)
+            return StepPlan(self._step + 1, self._epoch, stage.name, batch, [self._lengths.get(p) for p in batch])
         return None
 
     def record(self, plan: StepPlan, rows: Sequence[RolloutRow]) -> None:
@@ -108,6 +113,7 @@ class Curriculum:
         self._step, self._epoch, self._cursor = state["step"], state["epoch"], state["cursor"]
         self._stage = max(len(state["stages"]) - 1, 0)
         self._resampling.restore(self._epoch - state["open"])
+        self._lengths = dict(self._ledger.mean_lengths(range(1, self._epoch - state["open"] + 1)))
         self._order = self._shuffled(self._epoch) if state["open"] else None
         self._begin_stage()
         if state["over"] and (ended(self._stages[self._stage], self._rewards, self._epochs_closed)
@@ -131,6 +137,7 @@ class Curriculum:
         assert self._order is not None
         stage, seen = self._stages[self._stage], self._order[:self._cursor]
         dropped = self._resampling.close_epoch(self._epoch)
+        self._lengths.update(self._ledger.mean_lengths(range(self._epoch, self._epoch + 1)))
         back = self._resampling.returning(self._problems, self._epoch + 1)
         self._ledger.close_epoch(self._epoch, stage.name, prompts=len(seen), dropped=len(dropped))
         self._event("resample", f"epoch {self._epoch}: {len(seen)} of {len(self._order)} prompts seen, "

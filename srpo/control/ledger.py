@@ -112,6 +112,12 @@ class Ledger:
             "SELECT epoch, prompt_id FROM rollouts WHERE epoch BETWEEN ? AND ? GROUP BY epoch, prompt_id "
             "HAVING AVG(correct >= 1.0) >= ? ORDER BY epoch", (epochs.start, epochs.stop - 1, drop_at)))
 
+    def mean_lengths(self, epochs: range) -> Iterator[tuple[str, float]]:
+        """(prompt id, mean tokens of its responses) of each epoch and prompt, epochs in order."""
+        return iter(self._query(
+            "SELECT prompt_id, AVG(tokens) FROM rollouts WHERE epoch BETWEEN ? AND ? GROUP BY epoch, prompt_id "
+            "ORDER BY epoch", (epochs.start, epochs.stop - 1)))
+
     def step_rewards(self, stage: str) -> list[float]:
         """Mean reward of each step of a stage, in order; the same floats as `fmean` over a step's rows."""
         rows = self._query("SELECT step, reward FROM rollouts WHERE stage = ? ORDER BY rowid", (stage,))

@@ -27,7 +27,8 @@ def rows(plan, problems, correct, reward=None):
         for k in range(2):
             right = float((k + 1) / 2 <= correct(prompt, plan.epoch))
             out.append(RolloutRow(plan.epoch, plan.step, plan.stage, prompt, k, problems[prompt], correct=right,
-                                  reward=reward(plan.step) if reward else right, tokens=5, truncated=False))
+                                  reward=reward(plan.step) if reward else right,
+                                  tokens=10 * plan.epoch + int(prompt[1:]) + k, truncated=False))
     return out
 
 
@@ -63,6 +64,16 @@ def test_an_epoch_is_one_pass_and_its_last_step_is_short(make):
     first, second = ([i for p in plans if p.epoch == e for i in p.prompt_ids] for e in (1, 2))
     assert sorted(first) == sorted(second) == sorted(MATH)
     assert first != second
+
+
+def test_a_prompt_s_length_is_that_of_its_latest_epoch(make):
+    """Mastered in the first epoch and back in the third, where its length is still the first's."""
+    plans = run(make(MATH, [stage(epochs=3)], Resample(epochs=1)), MATH, lambda p, e: float(p == "m0"))
+    lengths = {e: {i: length for p in plans if p.epoch == e for i, length in zip(p.prompt_ids, p.lengths, strict=True)}
+               for e in (1, 2, 3)}
+    assert set(lengths[1].values()) == {None}
+    assert lengths[2] == {p: 10 + int(p[1:]) + 0.5 for p in MATH if p != "m0"}
+    assert lengths[3] == {p: (10 if p == "m0" else 20) + int(p[1:]) + 0.5 for p in MATH}
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(make):

@@ -125,6 +125,17 @@ def test_a_committed_step_survives_kill(tmp_path):
     assert ledger.step_rewards("s") == [0.5] * 5
 
 
+def test_mean_lengths_by_epoch_and_prompt(ledger):
+    def row(epoch, prompt, sample, tokens):
+        return RolloutRow(epoch, epoch, "s", prompt, sample, "math", 0.0, 0.0, tokens, False)
+
+    ledger.append([row(1, "a", 0, 10), row(1, "a", 1, 21), row(1, "b", 0, 4)])
+    ledger.append([row(2, "a", 0, 7)])
+    assert list(ledger.mean_lengths(range(1, 3))) == [("a", 15.5), ("b", 4.0), ("a", 7.0)]
+    assert list(ledger.mean_lengths(range(2, 3))) == [("a", 7.0)]
+    assert list(ledger.mean_lengths(range(1, 1))) == []
+
+
 def test_solved_is_about_correctness_by_epoch_and_prompt(ledger):
     half = [RolloutRow(1, 1, "s", "half", k, "math", float(k), 5.0, 7, False) for k in range(2)]
     partial = [RolloutRow(1, 1, "s", "partial", k, "code", 0.9, 5.0, 7, False) for k in range(2)]
