@@ -42,10 +42,16 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466),
+    "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "getxattrat": (464, 464),
+    "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13), "listxattrat": (465, 465),
+    "file_getattr": (468, 468), "file_setattr": (469, 469),
     "mknod": (133, None), "mknodat": (259, 33), "inotify_init": (253, None), "inotify_init1": (294, 26),
     "fanotify_init": (300, 262), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
 }
-_CLONE, _CLONE3, _PRLIMIT, _FCNTL, _IOCTL = (56, 220), 435, (302, 261), (72, 25), (16, 29)
+_NEWEST = 469
+"""The last system call that the list above was written for: later ones do not exist for a program."""
+_CLONE, _CLONE3, _PRLIMIT, _PRCTL, _SOCKETPAIR = (56, 220), 435, (302, 261), (157, 167), (53, 199)
+_FCNTL, _IOCTL = (72, 25), (16, 29)
 # Of fcntl: having signals sent to anyone (F_SETOWN, F_SETSIG, F_SETOWN_EX), leases on files, watches on folders.
 _FCNTL_DENIED = (8, 10, 15, 1024, 1026)
 # Of ioctl only: is it a terminal and how large, bytes waiting, blocking, closing on exec.
@@ -53,7 +59,7 @@ _IOCTL_ALLOWED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _GIVE = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM
+_ALLOW, _KILL, _REFUSE, _ABSENT = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
 
 def die_with_parent() -> None:
@@ -102,15 +108,21 @@ def seccomp_program() -> bytes:
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT_ARCH[machine]), (_GIVE, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     if machine == "x86_64":                                   # the x32 numbers would bypass the list
         code += [(_AT_LEAST, 0, 1, 0x40000000), (_GIVE, 0, 0, _KILL)]
+    code += [(_AT_LEAST, 0, 1, _NEWEST + 1), (_GIVE, 0, 0, _ABSENT)]
     for numbers in _DENIED.values():
         number = numbers[column]
         if number is not None:
             code += [(_EQUAL, 0, 1, number), (_GIVE, 0, 0, _REFUSE)]
     # clone3 hides its flags from the filter: ENOSYS makes libc fall back to clone, allowed with CLONE_THREAD only.
-    code += [(_EQUAL, 0, 1, _CLONE3), (_GIVE, 0, 0, _REFUSE - errno.EPERM + errno.ENOSYS)]
+    code += [(_EQUAL, 0, 1, _CLONE3), (_GIVE, 0, 0, _ABSENT)]
     code += _by_argument(_CLONE[column], 0, _ANY_BIT, [0x10000], _ALLOW, _REFUSE)
     # Its own limits (process 0) a program may read and lower, as libc does; nobody else's.
     code += _by_argument(_PRLIMIT[column], 0, _EQUAL, [0], _ALLOW, _REFUSE)
+    # It must not outlive the zygote.
+    code += _by_argument(_PRCTL[column], 0, _EQUAL, [_PR_SET_PDEATHSIG], _REFUSE, _ALLOW)
+    # A pair of local stream sockets, as asyncio makes, reaches nobody; a datagram one could send to any path.
+    code += [(_EQUAL, 0, 6, _SOCKETPAIR[column]), (_LOAD, 0, 0, 16), (_EQUAL, 0, 3, 1), (_LOAD, 0, 0, 24),
+             (_ANY_BIT, 1, 0, 0xE), (_GIVE, 0, 0, _ALLOW), (_GIVE, 0, 0, _REFUSE)]
     code += _by_argument(_FCNTL[column], 1, _EQUAL, _FCNTL_DENIED, _REFUSE, _ALLOW)
     code += _by_argument(_IOCTL[column], 1, _EQUAL, _IOCTL_ALLOWED, _ALLOW, _REFUSE)
     code += [(_GIVE, 0, 0, _ALLOW)]

@@ -31,7 +31,8 @@ def test_environment_input_and_descriptors_are_not_the_trainer_s(judge: Judge):
 
 
 def test_files_threads_and_libraries_are_there(judge: Judge):
-    program = ("import os, sqlite3, tempfile, threading, zoneinfo\ndef f(x):\n    out = []\n"
+    program = ("import asyncio, os, sqlite3, tempfile, threading, zoneinfo\n"
+               "def f(x):\n    out = []\n    asyncio.run(asyncio.sleep(0))\n"
                "    with tempfile.TemporaryDirectory() as folder:\n"
                "        open(folder + '/a', 'w').write('1')\n        os.rename(folder + '/a', folder + '/b')\n"
                "        t = threading.Thread(target=lambda: out.extend(open(folder + '/b').read()))\n"
