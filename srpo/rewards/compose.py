@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,16 +70,28 @@ class Graders:
         self._custom = [c.function for c in reward.custom]
         settings = {"reward": reward.model_dump(), "max_response_tokens": max_response_tokens}
         self._pool = Pool("srpo.rewards.worker", settings, workers, reward.timeout)
+        self._submitted: dict[Hashable, Response] = {}
+
+    def submit(self, responses: Mapping[Any, Response]) -> None:
+        """Begin to grade responses, each under a name of its own. Waits for nothing; grading moves on with each call,
+        also with one that brings no response."""
+        self._submitted |= responses
+        self._pool.submit([
+            {"problem": asdict(r.problem), "text": r.text, "tokens": r.tokens} for r in responses.values()])
 
     def grade(self, responses: Sequence[Response]) -> list[Graded]:
-        """Grades in the responses' order. Raises UserError naming a problem whose answer or tests are unusable, or a
-        custom function none of whose calls succeeded."""
-        answers = self._pool.map([
-            {"problem": asdict(r.problem), "text": r.text, "tokens": r.tokens} for r in responses])
+        """Grades in the responses' order; raises what `collect` does."""
+        self.submit(dict(enumerate(responses)))
+        return list(self.collect().values())
+
+    def collect(self) -> dict[Any, Graded]:
+        """The grades of all that was submitted since the last call. Raises UserError naming a problem whose answer or
+        tests are unusable, or a custom function none of whose calls succeeded."""
+        responses, self._submitted = self._submitted, {}
         errors: dict[str, str] = {}
         succeeded: Counter[str] = Counter()
-        graded = []
-        for response, answer in zip(responses, answers, strict=True):
+        graded = {}
+        for (key, response), answer in zip(responses.items(), self._pool.collect(), strict=True):
             failures = _failures(response, answer)
             for name, why in failures:
                 log.warning("reward function %s failed on problem %s: %s; it scores zero",
@@ -87,7 +99,7 @@ class Graders:
                 errors[name] = why
             if isinstance(answer, dict):
                 succeeded.update(answer["parts"].keys())
-            graded.append(_failed(failures) if failures else _graded(answer))  # type: ignore[arg-type]
+            graded[key] = _failed(failures) if failures else _graded(answer)  # type: ignore[arg-type]
         for name in self._custom:
             if name in errors and not succeeded[name]:
                 raise UserError(f"reward.custom: {name!r} failed on all {len(responses)} responses: {errors[name]}")

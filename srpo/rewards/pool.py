@@ -2,11 +2,13 @@
 
 The workers are clean interpreters rather than forks of the trainer, which holds threads, vLLM and perhaps CUDA. A
 worker has one request at a time, so that whoever hangs or dies is known; answers come back in the requests' order.
+Nothing runs in the background here: work moves on in `submit`, which never waits, and in `collect`, which does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -53,27 +55,37 @@ class Pool:
 
     def __init__(self, module: str, settings: dict[str, Any], workers: int, timeout: float):
         self._module, self._settings, self._timeout = module, json.dumps(settings), timeout
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._answers: list[dict[str, Any] | Lost | None] = []
         self._workers = [self._start() for _ in range(workers)]
         try:
             while not all(w.ready for w in self._workers):
-                self._turn([])
+                self._turn()
         except BaseException:
             self.close()
             raise
 
-    def map(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Lost]:
-        """The answer to each request, or how it was lost."""
-        waiting = deque(range(len(requests)))
-        answers: list[dict[str, Any] | Lost | None] = [None] * len(requests)
-        while waiting or any(w.task is not None for w in self._workers):
-            for worker in self._workers:
-                if waiting and worker.ready and worker.task is None:
-                    worker.task, worker.at = waiting.popleft(), ""
-                    worker.deadline = time.monotonic() + self._timeout
-                    with suppress(OSError):                   # it died while idle: reading finds out
-                        worker.channel.send_bytes(json.dumps(requests[worker.task]).encode())
-            self._turn(answers)
+    def submit(self, requests: Sequence[dict[str, Any]]) -> None:
+        """Take up requests, perhaps none, and whatever the workers have answered; hand out work. Waits for nothing."""
+        for request in requests:
+            self._waiting.append((len(self._answers), json.dumps(request).encode()))
+            self._answers.append(None)
+        self._turn(patience=0)
+        self._hand_out()
+
+    def collect(self) -> list[dict[str, Any] | Lost]:
+        """The answer to each request submitted since the last call, or how it was lost."""
+        self._hand_out()
+        while self._waiting or any(w.task is not None for w in self._workers):
+            self._turn()
+            self._hand_out()
+        answers, self._answers = self._answers, []
         return answers  # type: ignore[return-value]
+
+    def map(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Lost]:
+        """`submit` and `collect`."""
+        self.submit(requests)
+        return self.collect()
 
     def close(self) -> None:
         for worker in self._workers:
@@ -95,16 +107,26 @@ class Pool:
                 env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
         return _Worker(process, Connection(ours.detach()), time.monotonic() + START_SECONDS)
 
-    def _turn(self, answers: list[Any]) -> None:
-        """Wait for something to happen to a worker, and deal with it."""
+    def _hand_out(self) -> None:
+        for worker in self._workers:
+            if self._waiting and worker.ready and worker.task is None:
+                worker.task, request = self._waiting.popleft()
+                worker.at, worker.deadline = "", time.monotonic() + self._timeout
+                with suppress(OSError):                       # it died while idle: reading finds out
+                    worker.channel.send_bytes(request)
+
+    def _turn(self, patience: float = math.inf) -> None:
+        """Wait for something to happen to a worker, for `patience` seconds at most, and deal with it."""
         busy = [w for w in self._workers if w.task is not None or not w.ready]
+        if not busy:
+            return
         left = min(w.deadline for w in busy) - time.monotonic()
-        readable = set(wait([w.channel for w in busy], max(left, 0)))
+        readable = set(wait([w.channel for w in busy], max(min(left, patience), 0)))
         for i, worker in enumerate(self._workers):
             if worker not in busy:
                 continue
             if worker.channel in readable:
-                why = self._read(worker, answers)
+                why = self._read(worker)
             else:
                 why = f"no answer within {self._timeout:g} s" if time.monotonic() >= worker.deadline else ""
             if why:
@@ -112,26 +134,27 @@ class Pool:
                 if not worker.ready:
                     raise RuntimeError(f"a grader process did not start: {why}; its error is above")
                 assert worker.task is not None
-                answers[worker.task] = Lost(worker.at, why)
+                self._answers[worker.task] = Lost(worker.at, why)
                 self._workers[i] = self._start()
 
-    @staticmethod
-    def _read(worker: _Worker, answers: list[Any]) -> str:
-        """Take one message; returns why the worker is lost, if it is."""
-        try:
-            message = json.loads(worker.channel.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            return "its process died"
-        if "error" in message:
-            raise UserError(message["error"])
-        if "ready" in message:
-            worker.ready = True
-        elif "at" in message:
-            worker.at = message["at"]
-        else:
-            assert worker.task is not None
-            answers[worker.task] = message
-            worker.task = None
+    def _read(self, worker: _Worker) -> str:
+        """Take its messages; returns why the worker is lost, if it is."""
+        while worker.channel.poll():
+            try:
+                message = json.loads(worker.channel.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                return "its process died"
+            if "error" in message:
+                raise UserError(message["error"])
+            if "ready" in message:
+                worker.ready = True
+            elif "at" in message:
+                worker.at = message["at"]
+            else:
+                assert worker.task is not None
+                self._answers[worker.task] = message
+                worker.task = None
+                break                                         # that it died afterwards concerns the next request
         return ""
 
     @staticmethod

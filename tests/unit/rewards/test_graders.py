@@ -68,6 +68,45 @@ def test_many_responses_over_workers_keep_their_order(graders):
     assert [o.reward for o in out] == pytest.approx([1.1 if i % 7 == i % 5 else 0.1 for i in range(200)])
 
 
+def test_grades_of_responses_submitted_as_they_come_are_those_of_one_call(graders):
+    """Under any names, in any order, in any portions, and with a worker lost on the way."""
+    texts = [f"x</think><answer>{i % 7}</answer>" for i in range(40)]
+    texts[7] = texts[23] = f"bad {GOOD}"
+    responses = [response(text, math(f"m{i}", str(i % 5))) for i, text in enumerate(texts)]
+    g = graders(workers=2, custom=custom("dies"))
+    at_once = g.grade(responses)
+    assert [o.failed for o in at_once] == [i in (7, 23) for i in range(40)]
+    for i in reversed(range(40)):
+        g.submit({("prompt", i): responses[i]})
+        g.submit({})
+    one_by_one = g.collect()
+    assert [one_by_one["prompt", i] for i in range(40)] == at_once
+    assert g.collect() == {}
+
+
+def test_grading_goes_on_without_being_waited_for(graders):
+    """One worker and three responses: calls that bring nothing hand out what waits, and nothing is left to wait for."""
+    g = graders(workers=1, custom=custom("length"))
+    g.submit({i: response() for i in range(3)})
+    deadline = time.monotonic() + 60
+    while None in g._pool._answers and time.monotonic() < deadline:
+        g.submit({})
+        time.sleep(0.001)
+    assert None not in g._pool._answers
+    assert len(g.collect()) == 3
+
+
+def test_a_hung_grader_is_found_while_others_are_submitted(graders):
+    g = graders(workers=1, custom=custom("hangs"), timeout=0.5)
+    g.submit({"hung": response(f"bad {GOOD}")})
+    deadline = time.monotonic() + 60
+    while None in g._pool._answers and time.monotonic() < deadline:
+        g.submit({})
+        time.sleep(0.01)
+    g.submit({"fine": response()})
+    assert {key: o.failed for key, o in g.collect().items()} == {"hung": True, "fine": False}
+
+
 def test_maths_and_code_together_and_an_endless_program_is_merely_wrong(graders):
     tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [2], "expected": 4}]}
     problem = Problem("c", "code", "Double it.", tests=tests)
