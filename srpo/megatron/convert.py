@@ -1,8 +1,8 @@
 """Hugging Face checkpoints <-> this rank's shards, one tensor at a time.
 
-`layout` is the single table that pairs every Hugging Face tensor with a Megatron parameter; loading, export and the
-sizes of exported files all follow it. Loading reads only this rank's slices from disk. Export gathers one full tensor
-at a time (over the tensor ranks, then from the stage that owns it). Both are bit-exact in the checkpoint's own dtype.
+Loading, export and the sizes of exported files all follow the table in layout.py. Loading reads only this rank's slices
+from disk. Export gathers one full tensor at a time (over the tensor ranks, then from the stage that owns it). Both are
+bit-exact in the checkpoint's own dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,85 +23,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from srpo.errors import UserError
-from srpo.megatron.model import head_dim
+from srpo.megatron.layout import Entry, layout
 
 SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
 NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")  # other formats of the old weights
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A Hugging Face tensor and where it lives: rows `start`.. of a part of a (global) Megatron parameter."""
-
-    name: str
-    shape: tuple[int, ...]
-    parameter: str
-    """Megatron's name, with layers counted over all pipeline stages."""
-    axis: int | None
-    """Split over the tensor ranks along this axis; None: on every rank."""
-    start: int = 0
-    """First row, in the local parameter of one rank, of this rank's share. Below the full tensor's row / ranks."""
-    stage: int = 0
-    """Pipeline stage."""
-    duplicate: bool = False
-    """A second copy (tied output weight on the last stage): loaded, never exported."""
-
-    def local_shape(self, ranks: int, padded_vocab: int) -> tuple[int, ...]:
-        """Shape of one tensor rank's share; vocabulary rows include the padding."""
-        if self.axis is None:
-            return self.shape
-        full = padded_vocab if self.parameter in VOCAB_PARAMETERS else self.shape[self.axis]
-        return (*self.shape[: self.axis], full // ranks, *self.shape[self.axis + 1 :])
-
-
-VOCAB_PARAMETERS = ("embedding.word_embeddings.weight", "output_layer.weight")
-
-
-def layout(hf: Any, tensor: int, pipeline: int) -> Iterator[Entry]:
-    """Every tensor of the model, in the order of the Hugging Face modules, for a tensor x pipeline layout."""
-    hidden, ffn = hf.hidden_size, hf.intermediate_size
-    query, kv = hf.num_attention_heads * head_dim(hf), hf.num_key_value_heads * head_dim(hf)
-    embed, output = VOCAB_PARAMETERS
-    last = pipeline - 1
-
-    yield Entry("model.embed_tokens.weight", (hf.vocab_size, hidden), embed, 0)
-    for layer in range(hf.num_hidden_layers):
-        theirs, ours = f"model.layers.{layer}", f"decoder.layers.{layer}"
-        stage = layer * pipeline // hf.num_hidden_layers
-        for kind, shape in (("weight", (hidden,)), ("bias", ())):
-            if kind == "bias" and hf.model_type != "qwen2":
-                continue
-            start = 0
-            for name, rows in (("q", query), ("k", kv), ("v", kv)):
-                parameter = f"{ours}.self_attention.linear_qkv.{kind}"
-                yield Entry(f"{theirs}.self_attn.{name}_proj.{kind}", (rows, *shape), parameter, 0, start, stage)
-                start += rows // tensor
-        if hf.model_type == "qwen3":
-            for name in ("q", "k"):
-                parameter = f"{ours}.self_attention.{name}_layernorm.weight"
-                yield Entry(f"{theirs}.self_attn.{name}_norm.weight", (head_dim(hf),), parameter, None, 0, stage)
-        parameter = f"{ours}.self_attention.linear_proj.weight"
-        yield Entry(f"{theirs}.self_attn.o_proj.weight", (hidden, query), parameter, 1, 0, stage)
-        for name, start in (("gate", 0), ("up", ffn // tensor)):
-            parameter = f"{ours}.mlp.linear_fc1.weight"
-            yield Entry(f"{theirs}.mlp.{name}_proj.weight", (ffn, hidden), parameter, 0, start, stage)
-        yield Entry(f"{theirs}.mlp.down_proj.weight", (hidden, ffn), f"{ours}.mlp.linear_fc2.weight", 1, 0, stage)
-        for name, parameter in (("input", "input"), ("post_attention", "pre_mlp")):
-            parameter = f"{ours}.{parameter}_layernorm.weight"
-            yield Entry(f"{theirs}.{name}_layernorm.weight", (hidden,), parameter, None, 0, stage)
-    yield Entry("model.norm.weight", (hidden,), "decoder.final_layernorm.weight", None, 0, last)
-    if not hf.tie_word_embeddings:
-        yield Entry("lm_head.weight", (hf.vocab_size, hidden), output, 0, 0, last)
-    elif pipeline > 1:
-        yield Entry("model.embed_tokens.weight", (hf.vocab_size, hidden), output, 0, 0, last, duplicate=True)
-
-
 class Shards:
     """This rank's parameters, addressed by the table's entries."""
 
     def __init__(self, model: torch.nn.Module, hf: Any, padded_vocab: int) -> None:
-        self.hf, self.padded_vocab = hf, padded_vocab
+        self.hf = hf
         self.tensor, self.rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
         self.pipeline, self.stage = mpu.get_pipeline_model_parallel_world_size(), mpu.get_pipeline_model_parallel_rank()
         first = self.stage * hf.num_hidden_layers // self.pipeline
@@ -113,18 +45,12 @@ class Shards:
 
     def local(self, entry: Entry) -> torch.Tensor:
         """This rank's share of a tensor of its own stage: a view of the parameter's storage."""
-        parameter = self.parameters[entry.parameter].data
-        rows = entry.local_shape(self.tensor, self.padded_vocab)[0]
-        return parameter[entry.start : entry.start + rows]
+        return self.parameters[entry.parameter].data.narrow(entry.axis, entry.start, entry.size)
 
     def slices(self, entry: Entry) -> tuple[slice, ...]:
         """Where this rank's share lies in the full tensor; vocabulary padding lies beyond its end."""
-        if entry.axis is None:
-            return (slice(None),)
-        size = entry.local_shape(self.tensor, self.padded_vocab)[entry.axis]
-        end = entry.shape[entry.axis]
-        share = slice(min(self.rank * size, end), min((self.rank + 1) * size, end))
-        return (slice(None),) * entry.axis + (share,)
+        begin, end = entry.begin(self.rank, self.tensor), entry.shape[entry.axis]
+        return (slice(None),) * entry.axis + (slice(min(begin, end), min(begin + entry.size, end)),)
 
     @torch.no_grad()
     def load(self, path: str | Path) -> None:
@@ -144,13 +70,13 @@ class Shards:
     @torch.no_grad()
     def full(self, entry: Entry) -> torch.Tensor:
         """The full tensor, on every rank; every rank calls it for the same entries in the same order."""
-        size = entry.local_shape(self.tensor, self.padded_vocab)
         some = next(iter(self.parameters.values()))
         if self.stage == entry.stage:
             full = self.local(entry)
-            if entry.axis is not None and self.tensor > 1:
-                parts = [torch.empty(size, dtype=some.dtype, device=some.device) for _ in range(self.tensor)]
-                dist.all_gather(parts, full.contiguous(), group=mpu.get_tensor_model_parallel_group())
+            if entry.shares > 1:
+                share = full.contiguous()
+                parts = [torch.empty_like(share) for _ in range(entry.shares)]
+                dist.all_gather(parts, share, group=mpu.get_tensor_model_parallel_group())
                 full = torch.cat(parts, dim=entry.axis)
             full = full[: entry.shape[0]].contiguous()
         else:

@@ -48,9 +48,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from srpo.config import Parallel, hf_config
 from srpo.errors import UserError
 from srpo.megatron.attention import attention
-
-VOCAB_MULTIPLE = 64  # vLLM's DEFAULT_VOCAB_PADDING_SIZE
-
+from srpo.megatron.layout import head_dim, padded_vocab_size
 
 # -- configuration --------------------------------------------------------------------------------------------------
 
@@ -89,16 +87,6 @@ def rope_frequencies(hf: Any, file: str | Path = "config.json") -> torch.Tensor:
             "which is not supported; default, linear and llama3 are"
         )
     return frequencies.float()
-
-
-def head_dim(hf: Any) -> int:
-    """Width D of one attention head."""
-    return getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-
-
-def padded_vocab_size(hf: Any) -> int:
-    """Rows of the embedding over all tensor ranks, padded as vLLM pads it."""
-    return -(-hf.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 def transformer_config(hf: Any, parallel: Parallel, dtype: torch.dtype) -> TransformerConfig:
