@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from srpo import config as configuration
 from srpo import folder
+from srpo.balance import assign, expected_lengths
 from srpo.batch import MicroBatch, Sample, normalizer, pack, split
 from srpo.comm import all_gather, broadcast
 from srpo.config import Config
@@ -120,9 +122,10 @@ class Run:
         """One SRPO step; returns its metrics."""
         problems = [self.problems[i] for i in plan.prompt_ids]
         with self.monitor.phase("rollout"):
-            mine = self.sample(problems, plan.step, self.config.batch.samples, self.config.rollout.temperature)
+            mine = self.sample(problems, plan.lengths, plan.step, self.config.batch.samples,
+                               self.config.rollout.temperature)
         with self.monitor.phase("reward"):
-            samples, graded = self.grade(problems, mine)
+            samples, graded = self.grades(mine)
         if self.rank == 0:
             self.curriculum.record(plan, _rows(plan, problems, samples, graded))
 
@@ -138,28 +141,33 @@ class Run:
                     "weights/moved_bytes": self.engine.weights.moved_bytes}
         return metrics
 
-    def sample(self, problems: list[Problem], step: int, samples: int, temperature: float) -> list[list[Sample]]:
-        """The share of this rank's vLLM replica: every `engine.replicas`-th problem."""
-        own = problems[self.engine.replica :: self.engine.replicas]
+    def sample(self, problems: list[Problem], lengths: Sequence[float | None], step: int, samples: int,
+               temperature: float) -> dict[int, list[Sample]]:
+        """This vLLM replica's share of the groups, by the problem's place. `lengths`: what responses had in the past,
+        by which replicas are balanced. The graders get each response as soon as it is finished."""
+        expected = expected_lengths(lengths, [len(self.prompts[p.id]) for p in problems])
+        share = assign(expected, self.engine.replicas)[self.engine.replica]
+        groups: dict[int, dict[int, Sample]] = {i: {} for i in share}
         self.engine.wake()
-        groups = self.engine.generate([self.prompts[p.id] for p in own], [p.id for p in own], step=step,
-                                      samples=samples, temperature=temperature)
+        for finished in self.engine.generate({i: self.prompts[problems[i].id] for i in share},
+                                             {i: problems[i].id for i in share}, step=step, samples=samples,
+                                             temperature=temperature):
+            for (i, j), sample in finished.items():
+                groups[i][j] = sample
+            if self.leads:
+                self.graders.submit({(i, j): Response(problems[i], self.tokenizer.text(s.tokens.tolist()),
+                                                      len(s.tokens), s.truncated) for (i, j), s in finished.items()})
         self.engine.sleep()
-        return groups
+        return {i: [group[j] for j in range(samples)] for i, group in groups.items()}
 
-    def grade(self, problems: list[Problem], mine: list[list[Sample]]) -> tuple[list[Sample], list[Graded]]:
-        """Grade this vLLM replica's groups, then exchange: all samples with their grades, in the problems' order."""
-        share: list[tuple[list[Sample], list[Graded]]] = []
+    def grades(self, mine: dict[int, list[Sample]]) -> tuple[list[Sample], list[Graded]]:
+        """Wait for this vLLM replica's grades, then exchange: all samples with their grades, in the problems' order."""
+        own = {}
         if self.leads:
-            own = problems[self.engine.replica :: self.engine.replicas]
-            responses = [Response(p, self.tokenizer.text(s.tokens.tolist()), len(s.tokens), s.truncated)
-                         for p, group in zip(own, mine, strict=True) for s in group]
-            grades = iter(self.graders.grade(responses))
-            share = [(group, [next(grades) for _ in group]) for group in mine]
-        shares = [s for leads, s in all_gather((self.leads, share)) if leads]
-        replicas = self.engine.replicas
-        groups = [shares[i % replicas][i // replicas] for i in range(len(problems))]
-        return [s for g, _ in groups for s in g], [x for _, g in groups for x in g]
+            graded = self.graders.collect()
+            own = {i: (group, [graded[i, j] for j in range(len(group))]) for i, group in mine.items()}
+        groups = [group for _, group in sorted(item for part in all_gather(own) for item in part.items())]
+        return [s for group, _ in groups for s in group], [g for _, graded in groups for g in graded]
 
     def update(self, plan: StepPlan, samples: list[Sample], advantage: list[float]) -> Update:
         """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first."""
@@ -200,8 +208,9 @@ class Run:
         if not self.held_out:
             return {}
         with self.monitor.phase("evaluation"):
-            mine = self.sample(self.held_out, -1 - step, self.config.eval.samples, self.config.eval.temperature)
-            _, graded = self.grade(self.held_out, mine)
+            mine = self.sample(self.held_out, [None] * len(self.held_out), -1 - step, self.config.eval.samples,
+                               self.config.eval.temperature)
+            _, graded = self.grades(mine)
         return average_at_k(self.held_out, graded)
 
     # -- state ------------------------------------------------------------------------------------------------------

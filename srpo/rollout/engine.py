@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -21,7 +21,9 @@ import numpy as np
 import torch
 import torch._dynamo
 from torch import distributed as dist
-from vllm import LLM, SamplingParams
+from vllm import LLM, RequestOutput, SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind
 
 from srpo.batch import Sample
 from srpo.config import Config
@@ -52,31 +54,30 @@ class RolloutEngine:
             # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.
             gpu_memory_utilization=0.05, enforce_eager=config.rollout.eager or not self.on_cuda)
 
-    def generate(self, prompts: Sequence[list[int]], keys: Sequence[str], *, step: int, samples: int,
-                 temperature: float) -> list[list[Sample]]:
-        """`samples` responses to each prompt of this replica; `keys` name the prompts, for their seeds.
+    def generate(self, prompts: Mapping[int, list[int]], keys: Mapping[int, str], *, step: int, samples: int,
+                 temperature: float) -> Iterator[dict[tuple[int, int], Sample]]:
+        """`samples` responses to each prompt of this replica, begun in the order given and handed over as they finish:
+        after each pass of vLLM those, often none, that it finished, by prompt and sample. `keys` name the prompts, for
+        their seeds.
 
-        Every rank of a replica calls it with the same arguments and gets the same result.
+        Every rank of a replica calls it with the same arguments and gets the same.
         """
         if not prompts:
-            return []
+            return
         # Old weights made what is cached; and what was generated before (by a run that was not killed) must not matter.
         self.llm.reset_prefix_cache()
-        params = [SamplingParams(
-            n=samples, temperature=temperature, max_tokens=self.max_tokens, stop_token_ids=self.stop_ids,
-            seed=_seed(self.seed, step, key) if self.on_cuda else None, logprobs=0, flat_logprobs=True,
-            detokenize=False) for key in keys]
         if not self.on_cuda:
             torch.manual_seed(_seed(self.seed, step, f"replica {self.replica} of {self.replicas}"))
-        requests = [{"prompt_token_ids": p} for p in prompts]
-        outputs = self.llm.generate(requests, params, use_tqdm=False)
-        groups = []
-        for prompt, output in zip(prompts, outputs, strict=True):
-            prompt_tokens = np.asarray(prompt, np.int32)
-            groups.append([Sample(prompt_tokens, np.asarray(c.token_ids, np.int32),
-                                  np.asarray(c.logprobs.logprobs, np.float32), truncated=c.finish_reason == "length")
-                           for c in output.outputs])
-        return groups
+        engine = self.llm.llm_engine
+        for i, prompt in prompts.items():
+            seed = _seed(self.seed, step, keys[i])
+            for j in range(samples):  # requests of their own: vLLM's `n` keeps the first until the last is finished
+                engine.add_request(f"{i} {j}", tokens_input(prompt), SamplingParams(
+                    temperature=temperature, max_tokens=self.max_tokens, stop_token_ids=self.stop_ids,
+                    seed=seed + j if self.on_cuda else None, logprobs=0, flat_logprobs=True, detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY))
+        while engine.has_unfinished_requests():
+            yield dict(_response(prompts, output) for output in engine.step())
 
     def sync(self) -> None:
         """After an update: bring the weights up to date. Nothing moves where they are shared."""
@@ -94,6 +95,14 @@ class RolloutEngine:
             self.llm.wake_up()
 
 
+def _response(prompts: Mapping[int, list[int]], output: RequestOutput) -> tuple[tuple[int, int], Sample]:
+    i, j = map(int, output.request_id.split())
+    (completion,) = output.outputs
+    return (i, j), Sample(np.asarray(prompts[i], np.int32), np.asarray(completion.token_ids, np.int32),
+                          np.asarray(completion.logprobs.logprobs, np.float32),
+                          truncated=completion.finish_reason == "length")
+
+
 def _seed(seed: int, step: int, key: str) -> int:
-    """62 bits, well mixed: vLLM adds the sample index to it, and streams must not overlap."""
+    """62 bits, well mixed: the sample's index is added to it, and streams must not overlap."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{key}".encode(), digest_size=8).digest()) >> 2

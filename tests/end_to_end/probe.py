@@ -34,7 +34,7 @@ class ProbedRun(srpo.train.Run):
             after = [p.detach() for _, p in self.trainer.named_parameters()]
             self.seen.append({
                 "step": plan.step,
-                "prompts": plan.prompt_ids[self.engine.replica :: self.engine.replicas],
+                "prompts": self.sampled,
                 "parameters": len(addresses),
                 "aliased": shared and self.shares(),
                 "stayed": addresses == self.addresses(),
@@ -45,6 +45,11 @@ class ProbedRun(srpo.train.Run):
             last_rank = self.rank == torch.distributed.get_world_size() - 1
             if last_rank and plan.step == int(os.environ.get("PROBE_CORRUPT", "-1")):
                 self.engine.llm.apply_model(corrupt)
+
+    def sample(self, problems, *args):
+        mine = super().sample(problems, *args)
+        self.sampled = [problems[i].id for i in mine]
+        return mine
 
     def addresses(self):
         return [p.data_ptr() for _, p in self.trainer.named_parameters()]
