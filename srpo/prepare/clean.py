@@ -37,7 +37,9 @@ def clean(row: Row) -> Row:
     """The row with a clean prompt and answer. Code blocks are left as they are."""
     parts = re.split(r"(```.*?```)", row.prompt, flags=re.DOTALL)
     prompt = "".join(part if part.startswith("```") else _apply(part) for part in parts).strip()
-    return replace(row, prompt=prompt, answer=clean_answer(row.answer) if row.answer else row.answer)
+    solution = row.solution and row.solution.removeprefix("\ufeff").replace("\r\n", "\n")
+    return replace(row, prompt=prompt, solution=solution,
+                   answer=clean_answer(row.answer) if row.answer else row.answer)
 
 
 def _apply(text: str) -> str:

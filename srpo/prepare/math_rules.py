@@ -13,9 +13,10 @@ from srpo.prepare.rules import Rule, rule
 from srpo.rewards import math
 from srpo.rewards.extract import MAX_ANSWER
 
-_PART = r"(?:\(\s*{0}\s*\)|(?:^|(?<=[\n.?!;:$]))\s*\\?(?:textbf\{{|\*\*)?\(?{0}[).]\s)"
-_REQUEST = (r"\b(?:find|determine|compute|calculate|evaluate|express|simplify|solve|give|what|which|"
-            r"how (?:many|much|long|far|often|old|big|large|tall|fast))\b")
+_ASK = (r"(?:find|determine|compute|calculate|evaluate|express|simplify|solve|factor|expand|differentiate|integrate|"
+        r"list|state|write down|give|what|which|how (?:many|much|long|far|often|old|big|large|tall|fast))\b")
+_REQUEST = rf"(?:(?:^|[.:;?!]\s+|,\s+(?!which\b)|\n\s*|\b(?:and|then|hence|thus|so|that|also),?\s+)\W{{0,3}}{_ASK}|\?)"
+"""What asks for an answer, where a sentence or a clause begins."""
 
 
 @rule("math", keeps=[
@@ -27,26 +28,71 @@ _REQUEST = (r"\b(?:find|determine|compute|calculate|evaluate|express|simplify|so
     "What is the least $n$ such that:\na) When divided by 2, it leaves 1.\nb) When divided by 3, it leaves 2.",
     "Part A of the course is 3 miles. How long is the whole?",
     "Mary has twice as many as Al. Does she have more than Bo? If so, by how much does she have more?",
+    "Solve: (1) $x+y=9$; (2) $x-y=5$. What is $xy$?", "Find $x$ in the form $a+b\\sqrt{c}$. Find $a+b+c$.",
+    "How many ways are there to choose? That is, in how many ways can we choose a chief and two men?",
+    "Find all multiples of the form $5d5$. What is the largest $d$?",
+    "It has these properties: (1) The least value is 5, which occurs at 3. (2) It passes through 0. What is it at 1?",
 ], drops=[
     "Let $f(x)=x^2$. (a) Find $f'(x)$. (b) Find the tangent at $x=1$.",
     "Consider the circle.\n(1) Find its radius;\n(2) Find its area.",
     "1. Compute $2+2$.\n2. Compute $3+3$.",
     "i) Find x. ii) Find y.",
     "Part (a): find n. Part (b): find m.",
-    "How many apples does Ann have? How many apples does Bob have?",
+    "How many apples does Ann have? How many apples does Bob have?", "How old is Ann, and how old is Tom?",
+    "[a] Differentiate $x^3$. [b] Integrate $x^3$.", "Part 1. Solve $x=4$. Part 2. Solve $x=5$.",
+    "Factor the following expressions.\nA. $x^2-9$\nB. $x^2+5x+6$", "Find the mean. Also, find the median.",
+    "\\begin{enumerate} \\item Find $|z|$. \\item Find $z^2$. \\end{enumerate}",
 ])
 def multi_part(row: Row) -> bool:
-    """Labelled parts that each ask something, or two questions of the same kind: the reference answers one."""
-    for labels in (("a", "b"), ("1", "2"), ("i", "ii"), ("I", "II")):
-        marks = [re.search(_PART.format(label), row.prompt, re.MULTILINE) for label in labels]
-        if marks[0] and marks[1] and marks[0].end() <= marks[1].start():
-            first, second = row.prompt[marks[0].end():marks[1].start()], row.prompt[marks[1].end():]
-            if re.match(rf"\s*\W*{_REQUEST}", first, re.I) and re.match(rf"\s*\W*{_REQUEST}", second, re.I):
-                return True
-    if re.search(r"\bpart\s*\(?a\)?\s*:.*\bpart\s*\(?b\)?\s*:", row.prompt, re.I | re.DOTALL):
+    """Labelled parts that each ask something, or several questions: the reference answers one."""
+    return _asks_in_parts(row.prompt) or _asks_repeatedly(row.prompt)
+
+
+_LABELS = (("a", "b"), ("A", "B"), ("1", "2"), ("i", "ii"), ("I", "II"))
+_PART = (r"(?:(?<![\w)}}])[(\[]\s*{0}\s*[)\]](?=[\s}}*:])|\b(?:[Pp]art|PART|[Qq]uestion)\s*\(?{0}\)?\s*[.:*}}]|"
+         r"(?:^|(?<=[\n.?!;:$])|(?<= ))\s*\(?(?:\d\.)?{0}[).]\s)")
+_EACH = (r"\b(?:evaluate|solve|factor|simplify|compute|find|calculate|determine|answer|expand|express)\s+"
+         r"(?:each\b(?! of the (?:sides|angles))|(?:all )?the following (?:\w+ ){0,2}\w+s\b)[^.?\n]{0,60}[.:]\s*$|"
+         r"\b(?:evaluate|factor|simplify|compute|expand)\s*:\s*$")
+"""One request for all of the parts."""
+
+
+def _asks_in_parts(text: str) -> bool:
+    if re.search(r"\\item\b.*\\item\b", text, re.DOTALL):
+        first, second = re.split(r"\\item\b", text)[1:3]
+        if all(re.match(rf"\W*{_ASK}", part, re.I) for part in (first, second)):
+            return True
+    for labels in _LABELS:
+        first, second = (re.compile(_PART.format(label), re.MULTILINE) for label in labels)
+        if not (one := first.search(text)) or not (two := second.search(text, one.end())):
+            continue
+        parts = text[one.end():two.start()], text[two.end():]
+        if all(re.search(rf"^\W*{_ASK}|{_REQUEST}", part, re.I) for part in parts):
+            return True
+        if re.search(_EACH, text[:one.start()], re.I) and not re.search(_NO_PARTS, text, re.I):
+            return True
+    return False
+
+
+_NO_PARTS = r"\b(?:systems?|simultaneous|statements?|conditions?|rules?|properties|steps?)\b"
+
+
+def _asks_repeatedly(text: str) -> bool:
+    """Two questions, or two orders. A question after an order is most often what the order was for, as is an expression
+    in letters that were found before."""
+    text = re.sub(r"\"[^\"]*\"|``.*?''|“[^”]*”", "", text)
+    if re.search(rf"\b{_QUESTION}[^.?:]*,? and (?:what|how (?:many|much|long|far|old|tall)) "
+                 r"(?:is|are|was|will|would|do|does|did)\b[^.?]*\?", text, re.I):
         return True
-    asked = re.findall(r"(how many|how much|what is|what are|find)\b[^.?]*\?", row.prompt, re.I)
-    return len(asked) > 1 and len({a.lower() for a in asked}) < len(asked)
+    sentences = [s for s in re.split(r"(?<=[.?])\s+", text.strip()) if not re.match(r"that is|in other words", s, re.I)]
+    if re.search(r"(?:what is|find|compute) \$[^$]*[-+|\\][^$]*\$\W*$", sentences[-1], re.I):
+        return False
+    questions = [s for s in sentences if re.search(rf"\b(?:{_QUESTION}|find\b)[^?]*\?$", s, re.I)]
+    return len(questions) > 1 or sum(bool(re.match(_ORDER, s, re.I)) for s in sentences) > 1
+
+
+_QUESTION = r"(?:how (?:many|much|long|far|often|old|tall|fast)|what (?:is|are|was|were|will|would))\b"
+_ORDER = r"(?:(?:then|also|next|first|second|finally),? )?(?:find|compute|calculate|determine|evaluate)\b"
 
 
 @rule("math", keeps=[
@@ -56,22 +102,40 @@ def multi_part(row: Row) -> bool:
     "Show that $x > 0$, then find the least $x$.",
     "The proof of this whiskey is 80. What is the percentage of alcohol?",
     "A show that lasts 2 hours starts at 7. When does it end?",
-    "It can be shown that $n^2+n$ is even. What is the largest such $n$ below 5?",
+    "It can be shown that $n^2+n$ is even. What is the largest such $n$ below 5?", "Find all $p$. Prove your answer.",
+    "Find all primes of this form. Prove that there are no others.", "Show all steps. What is $2+2$?",
 ], drops=[
     "Prove that there are infinitely many primes.",
     "Let $n$ be odd. Show that $n^2 - 1$ is divisible by 8.",
     "Show there is no integer $x$ with $x^2 = 2$.",
     "Let $a, b > 0$. Prove: $a + b \\ge 2\\sqrt{ab}$.",
-    "Demonstrate that the sum converges.",
+    "Demonstrate that the sum converges.", "Can you prove that $x=x$?", "Explain why $n^2+n$ is even.",
+    "Verify the identity $a=a$.", "Give a proof that there are infinitely many primes.",
+    "It is to be proved that $x>0$.",
     {"prompt": "What about triangle ABC?", "answer": "proof"},
 ])
 def proof(row: Row) -> bool:
     """Asks for a proof and for nothing else."""
     if re.fullmatch(r"(?:see )?(?:the )?(?:proof|proved|q\.?e\.?d\.?|see solution)", (row.answer or "").strip(), re.I):
         return True
-    asked = re.search(r"(?:^|[.;:,!?$]\s+|\n\s*|(?<=then )|(?<=please ))(?:prove|show|demonstrate)\b"
-                      r"(?:\s+(?:that|there|if|the|why|whether)\b|\s*[:,$\\])", row.prompt, re.I)
-    return bool(asked and not re.search(_REQUEST, row.prompt[asked.end():], re.I) and "?" not in row.prompt)
+    asked = _PROVE.search(row.prompt)
+    if not asked or re.search(rf"(?:^|[.;]\s+){_ASK}", row.prompt[:asked.start()], re.I):
+        return False
+    rest = row.prompt[asked.end():]
+    return not re.search(_REQUEST, rest.rstrip("? ") if asked["polite"] or asked["why"] else rest, re.I)
+
+
+_PROVE = re.compile(r"""
+    (?:^|[.;:,!?$]\s+|\n\s*|\b(?:then|please|formally)\s|(?P<polite>\b(?:can|could)\s+you\s))
+    (?: (?:prove|disprove)\b (?!-) (?!\s+(?:your|his|her|their|it|popular|useful)\b)
+      | show\b (?:\s+(?:that|there|if|the|why|whether)\b | \s*[:$\\] | ,?\s[^.?]{0,40}\bthat\b)
+      | demonstrate\b (?:\s+(?:that|there|the|why)\b | \s*[:$\\])
+      | (?:establish|verify|confirm|deduce|argue|justify)\s+(?:that|the\ (?:identity|inequality|claim|formula)|no)\b
+      | (?:give|write|provide)\ (?:a|the)\ (?:\w+\ )?proof\b
+      | derive\ the\ [\w ]*formula\b
+      | explain\ why\b
+      | (?P<why>why\b [^?]* \?\s*(?:explain|justify|prove)\b) )
+    | \bto\ be\ (?:proved|proven|shown)\b""", re.IGNORECASE | re.VERBOSE)
 
 
 @rule("math", keeps=[
@@ -131,47 +195,57 @@ _IMAGE = re.compile(rf"""
     "The table shows sales.\n\n\\begin{tabular}{c|c} 1 & 2 \\\\ \\end{tabular}\n\nWhat is the total?",
     "Use the table below.\n\n| day | sold |\n| --- | --- |\n| 1 | 5 |\n\nHow many were sold?",
     "$\\begin{array}{c} 1 \\\\ 2 \\end{array}$ The table above is read downwards. What is next?",
+    "The table shows the votes:\nAnn: 12\nBob: 19\nCid: 9\nHow many did Bob get?", "He sits at table 4. Who is next?",
+    "The table lists $x=1,2,3$ with $y=2,5,10$. If $y=x^2+c$, what is $c$?",
 ], drops=[
     "According to the table below, how many were sold?",
     "The following table gives the ages of five men. What is the mean?",
-    "The table shows the sales of a week. What is the total?",
+    "The table shows the sales of a week. What is the total?", "Refer to Table 2. What is the mean?",
+    "The values are given in the table. What is their range?", "The timetable is shown below. How long is the way?",
     "Use the table to find the mean.",
 ])
 def needs_table(row: Row) -> bool:
     """Refers to a table of data that the text does not contain."""
-    return bool(_TABLE.search(row.prompt) and not _TABULAR.search(row.prompt))
+    if _TABULAR.search(row.prompt):
+        return False
+    sentences = (s for s in re.split(r"(?<=[.?])\s+", row.prompt) if _TABLE.search(s))
+    return any(len(re.findall(r"\d+", s)) < 3 for s in sentences)
 
 
-_TABLE = re.compile(r"""
-      \b(?:following|accompanying|above|given)\ table\b
-    | \btables?\ (?:shown\ |given\ )?(?:above|below)(?!\s+(?:the|a|his|her)\b)
-    | \btables?\ (?:shows|gives|lists|displays|summarizes|contains\ the)\b
-    | \b(?:in|from|use|using|according\ to)\ the\ table\b
+_DATA = r"(?:table|chart|spreadsheet|timetable|schedule|histogram|price\ list|(?:stem|box|dot|scatter)[\w-]*\ plot)"
+_TABLE = re.compile(rf"""
+      \b(?:following|accompanying|above|given|attached)\ (?:\w+[ ])?{_DATA}\b
+    | \b{_DATA}s?\ (?:(?:is\ )?(?:shown|given)\ )?(?:above|below)(?!\s+(?:the|a|his|her|from)\b)
+    | \b{_DATA}s?\ (?:shows|gives|lists|displays|summari[sz]es|indicates|records|contains\ the)\b
+    | \b(?:given|summari[sz]ed|shown|listed|recorded|missing|data)\ (?:in|from|by)\ (?:the|this)\ (?:\w+[ ])?{_DATA}\b
+    | \b(?:use|using|see|complete|according\ to|based\ on|refer\ to|look\ at)\ the\ (?:\w+[ ])?{_DATA}\b
+    | \b(?:in|from)\ the\ (?:table|(?:stem|box|dot|scatter)[\w-]*\ plot)\b
       (?=[^.?]*\b(?:find|determine|what|how|shows?|given|data)\b|,|\ to\b)
+    | \b(?:in|from|to|see)\ (?-i:Table)\ \d+\b
     """, re.IGNORECASE | re.VERBOSE)
-_TABULAR = re.compile(r"\\begin\{(?:tabular|array|matrix)|\|.*\|.*\n\s*\|?[\s:|-]+\|")
+_TABULAR = re.compile(r"\\begin\{(?:tabular|array|matrix)|\|.*\|.*\n\s*\|?[\s:|-]+\|"
+                      r"|(?:^[^\n.?]*\d[^\n.?]*(?:\n|$)){3}", re.MULTILINE)
+"""A table in LaTeX or Markdown, or three lines in a row with a number and no sentence."""
 
 
 @rule("math", keeps=[
     {"answer": "42"}, {"answer": "\\frac{1}{2}"}, {"answer": "\\text{Evelyn}"}, {"answer": "even"},
     {"answer": "(-\\infty, 2) \\cup (3, \\infty)"}, {"answer": "x = 3"}, {"answer": "5 square meters"},
     {"answer": "\\text{June 20}"}, {"answer": "(C)"}, {"answer": "no solution"},
-    {"answer": "\\text{Monday, Tuesday, and Friday}"},
+    {"answer": "\\text{Monday, Tuesday, and Friday}"}, {"answer": "5, 7"}, {"answer": "1.5"}, {"answer": "f(a) + g(b)"},
 ], drops=[
     {"answer": "Answers may vary."}, {"answer": "See the solution above"}, {"answer": "(a) 3 (b) 4"},
     {"answer": "It depends on the choice of the point, since the line may be chosen freely."},
     {"answer": "..."}, {"answer": "?"}, {"answer": "1" * 400}, {"answer": "\\frac{1}{2"},
     {"answer": "Because the sum of the digits is divisible by three the number is too"},
-    {"answer": "Not enough information"},
+    {"answer": "Not enough information"}, {"answer": "a) $x=2$; b) no solution"}, {"answer": "Part 1: 12, Part 2: 30"},
+    {"answer": "1. 4\n2. 9"}, {"answer": "Sample response: 5"}, {"answer": "There are many correct answers"},
+    {"answer": "https://a.org/b.png"}, {"answer": "nan"}, {"answer": "N/A"}, {"answer": "any x > 7, for example 8"},
 ])
 def unverifiable(row: Row) -> bool:
     """The answer is prose, several labelled answers, an excuse, too long, or nothing that mathematics reads."""
     answer = row.answer or ""
-    if len(answer) > MAX_ANSWER or re.search(
-            r"(?i)\b(?:answers? (?:may|will|can) vary|see (?:the )?(?:solution|above|below|figure|proof)|"
-            r"(?:not enough|insufficient) information|cannot be determined|it depends|undetermined)\b", answer):
-        return True
-    if re.search(r"\(\s*(?:a|1|i)\s*\).*\(\s*(?:b|2|ii)\s*\)", answer):
+    if len(answer) > MAX_ANSWER or _EXCUSE.search(answer) or _LABELLED.search(answer):
         return True
     if len(re.findall(r"\b[A-Za-z]{2,}\b", re.sub(r"\\[A-Za-z]+", "", answer))) > 8:
         return True
@@ -182,6 +256,19 @@ def unverifiable(row: Row) -> bool:
     except UserError:
         return True
     return False
+
+
+_EXCUSE = re.compile(r"""
+      \banswers?\ (?:may|will|can)\ (?:vary|differ)\b | \b(?:many|various|multiple|several)\ (?:\w+\ )?answers\b
+    | \b(?:sample|example)\ (?:answer|response|solution)\b | \bfor\ example\b | \bleft\ (?:as|to)\b
+    | \bsee\ (?:the\ )?(?:solution|above|below|figure|proof)\b | \b(?:because|it\ depends|undetermined)\b
+    | \b(?:not\ enough|insufficient)\ information\b | \bcannot\ be\ determined\b
+    | https?:// | ^\W*(?:nan|null|n/?a|proof)\W*$""", re.IGNORECASE | re.VERBOSE)
+_LABELLED = re.compile(r"""
+      (?<![\w)}])\(\s*(?:a|1|i)\s*\).*(?<![\w)}])\(\s*(?:b|2|ii)\s*\)
+    | (?:^|[\s;,])(?:a\).*[\s;,]b\)|b\).*[\s;,]c\)|c\).*[\s;,]d\))\s
+    | ^1[.)]\s.*^2[.)]\s | \bpart\ (?:a|1)\b.*\bpart\ (?:b|2)\b""",
+                       re.IGNORECASE | re.VERBOSE | re.DOTALL | re.MULTILINE)
 
 
 @rule("math", keeps=[

@@ -75,7 +75,7 @@ def _mbpp(r: Record) -> Row:
     asserts = list(r["test_list"]) + list(r.get("challenge_test_list") or [])
     setup = [_text(r, "test_setup_code"), *(r.get("test_imports") or [])]
     code = "\n".join(line.replace("\r\n", "\n") for line in [*setup, *asserts] if line)
-    name, solution = None, _text(r, "code").replace("\r\n", "\n")
+    name, solution = None, _text(r, "code")
     if asserts:
         name = _called(asserts[0], solution)
     question = (_text(r, "text") or _text(r, "prompt")).strip()
@@ -89,7 +89,7 @@ def _apps(r: Record) -> Row:
     value = r["input_output"]
     tests = _tests(value) if value else None
     solutions = _loads(r["solutions"]) if r.get("solutions") else []
-    solution = solutions[0].replace("\r\n", "\n") if solutions else None
+    solution = solutions[0] if solutions else None
     if tests and tests["kind"] == "function":
         solution = solution and _as_function(solution, tests["entry_point"])
     id = _text(r, "problem_id") or _text(r, "id")
