@@ -215,6 +215,7 @@ def export(config: Config, directory: str | Path, hf_dir: str | Path, target: st
 
 
 def _state(trainer: Trainer, loading: bool = False) -> dict[str, Any]:
+    trainer.reload()
     metadata = dict(
         distrib_optim_sharding_type="fully_reshardable",
         dp_cp_group=mpu.get_data_parallel_group(with_context_parallel=True),

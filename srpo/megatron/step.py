@@ -31,6 +31,7 @@ from srpo.errors import UserError
 from srpo.megatron import attention
 from srpo.megatron.convert import Shards
 from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
+from srpo.megatron.offload import Offload
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class Trainer:
         self.optimizer = get_megatron_optimizer(
             _optimizer_config(config, self.dtype), [self.ddp], use_gloo_process_groups=False
         )
+        (optimizer,) = self.optimizer.chained_optimizers
+        self._offload = Offload(self.ddp, optimizer) if config.parallel.offload else None
         self.shards = Shards(self.model, self.hf, padded_vocab_size(self.hf))
         self._loss = policy_loss_config(config)
         self._reference: list[torch.Tensor] | None = None
@@ -115,6 +118,7 @@ class Trainer:
 
     def load_hf(self, path: str | Path) -> None:
         """Load the weights of a Hugging Face directory in place, each rank reading only its slices."""
+        self.reload()
         self.shards.load(path)
         self.optimizer.reload_model_params()
 
@@ -165,6 +169,22 @@ class Trainer:
             current = parameter.to("cpu", copy=True)
             parameter.copy_(other)
             other.copy_(current)
+
+    # -- memory -----------------------------------------------------------------------------------------------------
+
+    def offload(self) -> None:
+        """Free the device of gradients and optimizer state (parallel.offload) until a method that needs them is called.
+
+        Asynchronous on CUDA, see srpo/megatron/offload.py; without parallel.offload nothing happens.
+        """
+        if self._offload:
+            self._offload.offload()
+
+    def reload(self, wait: bool = True) -> None:
+        """Undo `offload`, for whoever reads the optimizer's tensors himself. Without `wait` the copies go on beside
+        what is enqueued next, which must not be a user of the optimizer's state."""
+        if self._offload:
+            self._offload.reload(wait)
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +240,7 @@ class Trainer:
                 weight_grad=weight.main_grad if direct else None,
             )
 
+        self.reload(wait=False)
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         return self.run(micro_batches, head, forward_only=False)
@@ -262,6 +283,7 @@ class Trainer:
 
         Raises UserError, before any weight changes, when the norm is not finite.
         """
+        self.reload()
         self._set_hyperparameters(lr)
         (optimizer,) = self.optimizer.chained_optimizers
         optimizer.prepare_grads()
@@ -276,6 +298,7 @@ class Trainer:
 
     def reset_optimizer(self) -> None:
         """Forget the moments and the step count, as in a new Trainer: the next step is the optimizer's first."""
+        self.reload()
         self.optimizer.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group.pop("step", None)  # Transformer Engine's and apex's Adam count here
