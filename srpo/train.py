@@ -133,6 +133,7 @@ class Run:
                                self.config.algorithm)
         with self.monitor.phase("update"):
             update = self.update(plan, samples, advantage)
+        self.trainer.offload()
         with self.monitor.phase("sync"):
             self.engine.sync()
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
@@ -148,6 +149,7 @@ class Run:
         expected = expected_lengths(lengths, [len(self.prompts[p.id]) for p in problems])
         share = assign(expected, self.engine.replicas)[self.engine.replica]
         groups: dict[int, dict[int, Sample]] = {i: {} for i in share}
+        self.trainer.offload()  # where the step before did not, or a checkpoint brought it back
         self.engine.wake()
         for finished in self.engine.generate({i: self.prompts[problems[i].id] for i in share},
                                              {i: problems[i].id for i in share}, step=step, samples=samples,
