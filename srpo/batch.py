@@ -3,7 +3,7 @@
 A micro-batch is one packed forward pass: whole sequences one after another (prompt and response), no padding between
 them. Only hidden states that predict a response token are ever turned into logits, so prompts cost no vocabulary work.
 Every rank holds all samples of the step and takes its own share; the split changes nothing in the gradient, since
-losses are normalized by the step's global counts.
+losses are normalized by the step's global counts. How the work is divided is srpo/balance.py's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from srpo.balance import assign, assign_within
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,20 +57,38 @@ class MicroBatch:
 
 
 def pack(samples: Sequence[Sample], advantages: Sequence[float], indices: Sequence[int], *, sequences: int,
-         rank: int, ranks: int, multiple: int = 1) -> list[MicroBatch]:
+         tokens: int | None = None, attention: float = 0.0, rank: int, ranks: int, multiple: int = 1
+         ) -> list[MicroBatch]:
     """This data-parallel rank's micro-batches of `samples[i] for i in indices`.
 
-    Sequences are dealt out by length, there and back, over all micro-batches of all ranks: equal counts, nearly equal
-    token counts. Every rank gets the same number of micro-batches, a masked dummy where the samples do not suffice
-    (collectives stay in step). `advantages` is one number a sample; `multiple`: T is padded to a multiple of it.
+    A micro-batch holds at most `sequences` of them, or, where given, sequences of at most `tokens` in all. What they
+    cost is balanced, first over the ranks and then over a rank's micro-batches (a pipeline waits for the slowest):
+    s + attention * s^2 for s tokens, see `attention_cost`. Every rank gets the same number of micro-batches, a masked
+    dummy where the samples do not suffice (collectives stay in step). `advantages` is one number a sample; `multiple`:
+    T is padded to a multiple of it. Raises ValueError for a sequence longer than `tokens`.
     """
-    bins = ranks * -(-len(indices) // (ranks * sequences))
-    order = sorted(indices, key=lambda i: (-_length(samples[i]), i))
-    dealt: list[list[int]] = [[] for _ in range(bins)]
-    for n, i in enumerate(order):
-        lap, place = divmod(n, bins)
-        dealt[place if lap % 2 == 0 else bins - 1 - place].append(i)
-    return [_pack_one(samples, advantages, members, multiple) for members in dealt[rank::ranks]]
+    lengths = [_length(samples[i]) for i in indices]
+    costs = [s + attention * s * s for s in lengths]
+    if tokens is None:
+        each = max(1, -(-len(indices) // ranks))
+        mine = assign(costs, ranks, limit=each)[rank]
+        bins = assign([costs[i] for i in mine], -(-each // sequences), limit=sequences)
+        bins = [[mine[j] for j in members] for members in bins]
+    else:
+        bins = assign_within(lengths, costs, ranks, tokens)[rank]
+    return [_pack_one(samples, advantages, [indices[j] for j in members], multiple) for members in bins]
+
+
+def attention_cost(hf: Any) -> float:
+    """Of a sequence of s tokens: attention takes this times s as many operations as the matrices do.
+
+    `hf`: the model's transformers config. Causal attention takes 2 q s^2 operations a layer, q being the width of all
+    heads, and matrices of P weights 2 P s.
+    """
+    head = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    query, key = head * hf.num_attention_heads, head * hf.num_key_value_heads
+    weights = hf.hidden_size * (2 * query + 2 * key + 3 * hf.intermediate_size)
+    return query / weights
 
 
 def normalizer(samples: Sequence[Sample], indices: Sequence[int], aggregate: str, constant: int) -> int:

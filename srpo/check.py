@@ -32,7 +32,11 @@ def check(config: Config, world_size: int) -> None:
     _divides("batch.updates", b.updates, f"the {responses} responses of a replica (prompts x samples / replicas)",
              responses)
     each = responses // b.updates
-    _divides("batch.micro_batch", b.micro_batch, f"the {each} responses of a replica and update", each)
+    if b.micro_batch_tokens is None:
+        _divides("batch.micro_batch", b.micro_batch, f"the {each} responses of a replica and update", each)
+    elif b.micro_batch_tokens < (longest := config.data.max_prompt_tokens + r.max_response_tokens):
+        raise UserError(f"batch.micro_batch_tokens = {b.micro_batch_tokens}: below data.max_prompt_tokens + "
+                        f"rollout.max_response_tokens = {longest}, which one response can take")
     if a.old_logprobs == "rollout" and a.tis_cap is None:
         raise UserError("algorithm.tis_cap: required with old_logprobs = 'rollout'; 2.0 is usual")
     if a.kl is None and a.kl_coef:

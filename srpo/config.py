@@ -76,6 +76,9 @@ class Batch(Section):
     """Responses a prompt: the group over which advantages are computed."""
     micro_batch: int = Field(8, ge=1)
     """Responses packed into one forward pass."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens packed into one forward pass, prompts included, whatever number of responses that is; unset: micro_batch
+    responses. At least data.max_prompt_tokens + rollout.max_response_tokens."""
     updates: int = Field(1, ge=1)
     """Optimizer steps a batch. With one, the policy is exactly on-policy and no old log-probs are computed."""
 

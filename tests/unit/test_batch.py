@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from srpo.batch import MicroBatch, Sample, normalizer, pack, split
+from srpo.batch import MicroBatch, Sample, attention_cost, normalizer, pack, split
 
 
 def samples(count: int, seed: int = 0) -> list[Sample]:
@@ -76,12 +77,58 @@ def test_alignment_is_a_sequence_of_its_own(multiple: int):
     assert torch.equal(batch.rows, plain.rows) and torch.equal(batch.mask, plain.mask)
 
 
-def test_tokens_are_balanced():
-    """Dealing by length keeps micro-batches of long and short sequences within the longest sequence of each other."""
+def long_tail(count: int) -> list[Sample]:
     rng = random.Random(3)
-    made = [sample([1], [1] * max(1, int(rng.lognormvariate(3, 1)))) for _ in range(64)]
-    sizes = [len(b.tokens) for r in range(4) for b in pack(made, [0.0] * 64, range(64), sequences=4, rank=r, ranks=4)]
-    assert max(sizes) - min(sizes) <= max(len(s.tokens) for s in made)
+    return [sample([1] * 5, [1] * min(300, max(1, int(rng.lognormvariate(4, 1))))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("tokens", [None, 400])
+def test_ranks_and_micro_batches_are_balanced(tokens: int | None):
+    """Ranks all but equal, and a rank's micro-batches nearly: a long-tailed step over 4 ranks."""
+    made = long_tail(256)
+    shares = [pack(made, [0.0] * 256, range(256), sequences=8, tokens=tokens, rank=r, ranks=4) for r in range(4)]
+    sizes = [[len(b.tokens) for b in share] for share in shares]
+    assert max(map(sum, sizes)) <= 1.001 * min(map(sum, sizes))
+    assert max(map(max, sizes)) <= 1.1 * min(map(min, sizes))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_micro_batches_of_a_token_budget(ranks: int):
+    """None exceeds it, padding aside; every response once; equal counts, and no more than 11/9 of the fewest."""
+    made = long_tail(100)
+    indices = range(4, 100)
+    shares = [pack(made, [1.0] * 100, indices, sequences=1, tokens=310, rank=r, ranks=ranks, multiple=4)
+              for r in range(ranks)]
+    assert sorted(i for share in shares for b in share for i in b.sample_index.tolist() if i >= 0) == list(indices)
+    assert all(int(b.cu_seqlens[-2 if len(b.tokens) % 4 else -1]) <= 312 for share in shares for b in share)
+    total = sum(len(made[i].prompt_tokens) + len(made[i].tokens) - 1 for i in indices)
+    assert {len(share) for share in shares} == {len(shares[0])}
+    assert len(shares[0]) <= 11 / 9 * -(-total // (310 * ranks)) + 1
+
+
+def test_a_rank_without_samples_gets_a_dummy_under_a_budget_too():
+    made = samples(1)
+    for indices in ([0], []):
+        (batch,) = pack(made, [1.0], indices, sequences=4, tokens=50, rank=1, ranks=2)
+        assert not bool(batch.mask.any())
+
+
+def test_attention_makes_long_sequences_cost_more():
+    """One sequence of 200 tokens against ten of 20: even in tokens, but with attention as dear as the rest at 100 tokens
+    the long one costs 600 and the ten 240, so that another share of the short ones is not its match."""
+    made = [sample([1], [1] * 200), *(sample([1], [1] * 20) for _ in range(20))]
+    def tokens_of_the_long_one(attention: float) -> int:
+        shares = [pack(made, [0.0] * 21, range(21), sequences=1, tokens=600, attention=attention, rank=r, ranks=2)
+                  for r in range(2)]
+        ((long,),) = [share for share in shares if any(0 in b.sample_index.tolist() for b in share)]
+        return len(long.tokens)
+    assert tokens_of_the_long_one(0.0) == 300 and tokens_of_the_long_one(0.01) == 200
+
+
+def test_attention_cost_of_qwen():
+    """Qwen2.5-7B: 233 million weights a layer, heads 3584 wide: attention costs as much as the matrices at 65,000."""
+    hf = SimpleNamespace(hidden_size=3584, num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944)
+    assert 1 / attention_cost(hf) == pytest.approx(233_046_016 / 3584)
 
 
 def test_normalizer_counts():

@@ -170,6 +170,8 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["batch.updates=3"], 1, "nearest: 2"),
     (["batch.micro_batch=3"], 1, "micro_batch = 3: does not divide the 32 responses of a replica and update; nearest"),
     (["batch.micro_batch=9"], 4, "does not divide the 8 responses of a replica and update; nearest: 8"),
+    (["batch.micro_batch_tokens=1279"], 1, "batch.micro_batch_tokens = 1279: below data.max_prompt_tokens + "
+     "rollout.max_response_tokens = 1280, which one response can take"),
     (["algorithm.old_logprobs=rollout"], 1, "algorithm.tis_cap: required with old_logprobs = 'rollout'"),
     (["algorithm.kl_coef=0.1"], 1, "algorithm.kl_coef = 0.1: has no effect without algorithm.kl"),
     (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
@@ -194,6 +196,7 @@ def test_stage_names_are_unique(tree, write):
     (["parallel.tensor=4"], 8),
     (["parallel.tensor=2", "parallel.sequence=true", "parallel.pipeline=2"], 4),
     (["batch.updates=2", "batch.micro_batch=1"], 8),
+    (["batch.micro_batch_tokens=1280", "batch.micro_batch=3"], 1),
     (["algorithm.old_logprobs=rollout", "algorithm.tis_cap=2", "batch.updates=2"], 2),
     (["algorithm.tis_cap=1"], 1),
     (["parallel.tensor=4", "rollout.tensor=1"], 4),
