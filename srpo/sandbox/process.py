@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 from srpo.errors import UserError
 from srpo.sandbox import wire
+from srpo.sandbox.scratch import remove_tree
 
 
 @dataclass(frozen=True)
@@ -45,36 +47,45 @@ class Raised(Exception):
     """The program raised: args are the exception's type name and its text, both the program's own words."""
 
 
+_PATIENCE = 30
+"""Seconds that the zygote has to start, and to end a program."""
+
+
 class Sandbox:
-    """A warm interpreter that runs one program at a time; further threads wait for their turn. `isolation` is one of
-    srpo.sandbox.isolation.ISOLATIONS; raises UserError where the host does not allow it."""
+    """A warm interpreter that runs one program at a time. `isolation` is one of srpo.sandbox.isolation.ISOLATIONS;
+    raises UserError where the host does not allow it."""
 
     def __init__(self, isolation: str) -> None:
         self._isolation = isolation
-        self._busy = threading.RLock()
+        self.turn = threading.Lock()
+        """To be held by whoever runs programs, where several threads do."""
         self._start()
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._scratch = ""
         zygote = Path(__file__).with_name("zygote.py")
         # The hash seed is fixed so that a program's verdict does not depend on the order of a set of strings.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-s", "-X", "utf8", str(zygote), str(theirs.fileno()), self._isolation],
-            pass_fds=[theirs.fileno()], env={"PYTHONHASHSEED": "0"}, cwd="/", start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            pass_fds=[theirs.fileno()], env={"PYTHONHASHSEED": "0", "TMPDIR": tempfile.gettempdir()}, cwd="/",
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         theirs.close()
-        self._control.settimeout(30)
-        answer = self._control.recv(4096)
-        if not answer.startswith(b"up "):
+        self._control.settimeout(_PATIENCE)
+        try:
+            answer = self._control.recv(4096).decode() or "the sandbox's process died at start"
+        except OSError as e:
+            answer = f"the sandbox's process does not start: {e}"
+        if not answer.startswith("up "):
             self.close()
-            raise UserError(answer.decode() or "the sandbox's process died at start")
-        self._scratch = answer[3:].decode()
+            raise UserError(answer)
+        self._scratch = answer.removeprefix("up ")
         try:
             with Program(self, "import colorsys", Limits()) as program:  # a file of Python's that is not loaded yet
                 program.load()
-        except (Raised, Stopped) as e:
+        except (Raised, Stopped, OSError) as e:
             self.close()
-            raise UserError(": ".join(e.args)) from None
+            raise UserError(": ".join(map(str, e.args))) from None
 
     def close(self) -> None:
         self._control.close()                                 # its end: it removes its scratch folder and leaves
@@ -83,34 +94,38 @@ class Sandbox:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if os.path.isdir(self._scratch):                      # it was killed
+            remove_tree(self._scratch)
 
     def launch(self, messages: socket.socket, output: int, scratch: int) -> None:
-        """Start a program, which may write `scratch` bytes; `end` must follow, from the same thread."""
-        self._busy.acquire()
+        """Start a program, which may write `scratch` bytes; `end` must follow."""
         request, fds = b"run %d" % scratch, [messages.fileno(), output]
         try:
             socket.send_fds(self._control, [request], fds)
-        except OSError:
+        except OSError:                                       # it died since the last program
             self._replace()
             socket.send_fds(self._control, [request], fds)
 
     def end(self) -> None:
-        """Kill the program; return when it is gone."""
+        """Kill the program; return when it is gone. Raises OSError when the zygote failed: what became of the program
+        is then no fault of its own."""
+        fault = "interrupted"
         try:
             self._control.send(b"end")
-            gone = self._control.recv(16) == b"ended"
-        except OSError:
-            gone = False
-        if not gone:
-            self._replace()
-        self._busy.release()
+            answer = self._control.recv(4096).decode() or "died"
+            fault = "" if answer == "ended" else answer
+        except OSError as e:
+            fault = str(e)
+        finally:
+            if fault:
+                self._replace()
+        if fault:
+            raise OSError(f"the sandbox's process failed: {fault}")
 
     def _replace(self) -> None:
         """A new zygote for one that died or does not answer."""
         self._process.kill()
         self.close()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)  # which it could not do itself
         self._start()
 
 
@@ -120,15 +135,17 @@ class Program:
 
     def __init__(self, sandbox: Sandbox, code: str, limits: Limits, input: str | None = None):
         self._sandbox, self._limits = sandbox, limits
-        self._deadline = time.monotonic() + limits.wall
         self._received, self._output = bytearray(), bytearray()
         self.stopped = ""
         """Why the program ended before its time; empty while it is well."""
         self._socket, theirs = socket.socketpair()
         self._pipe, write = (-1, os.open(os.devnull, os.O_WRONLY)) if input is None else os.pipe()
-        sandbox.launch(theirs, write, limits.scratch)
-        theirs.close()
-        os.close(write)
+        try:
+            sandbox.launch(theirs, write, limits.scratch)
+        finally:
+            theirs.close()
+            os.close(write)
+        self._deadline = time.monotonic() + limits.wall
         self._socket.setblocking(False)
         self._job = {"code": code, "input": input, "limits": {
             "cpu": limits.cpu, "memory": limits.memory, "file_size": limits.file_size}}
@@ -148,7 +165,8 @@ class Program:
 
     def call(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """A function's value for these arguments. Raises Raised, Stopped, or wire.Unsupported for the arguments."""
-        return self._exchange({"name": name, "args": wire.encode(args), "kwargs": wire.encode(kwargs)})
+        return self._exchange({"name": name, "args": wire.encode(args, math.inf),
+                               "kwargs": wire.encode(kwargs, math.inf)})
 
     def output(self) -> str:
         """All of a loaded program's standard output. Raises Stopped."""

@@ -12,6 +12,7 @@ import ast
 import atexit
 import builtins
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,15 @@ from queue import SimpleQueue
 from typing import Any
 
 from srpo.errors import UserError
+from srpo.sandbox import wire
 from srpo.sandbox.isolation import strongest
 from srpo.sandbox.process import Limits, Program, Raised, Sandbox, Stopped
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`passed` of `total` cases; `reason` says what the first failure was; `seconds` of wall time."""
+    """`passed` of `total` cases; `reason` says what the first failure was, in a printable line; `seconds` of wall
+    time."""
 
     passed: int
     total: int
@@ -37,13 +40,16 @@ class Verdict:
 
 
 _DEFAULT = Limits()
+_MAX_REASON = 300
+"""Characters; programs and tests choose what most of them say."""
 
 
 def judge(program: str, tests: dict[str, Any], *, limits: Limits = _DEFAULT) -> Verdict:
     """Run a program against its tests in this process's warm sandbox, which serves one caller at a time.
 
     Assert-style code is trusted and runs here, its entry point bound to a proxy that calls the program.
-    Raises UserError when the tests themselves are unusable: unknown kind, missing field, no case at all.
+    Raises UserError when the tests themselves are unusable: unknown kind, missing field, no case at all; OSError when
+    the host failed the sandbox, which says nothing about the program.
     """
     return _judge(_warm(), program, tests, limits)
 
@@ -78,11 +84,22 @@ def _warm() -> Sandbox:
     return sandbox
 
 
+def _forget() -> None:
+    """A forked process starts a sandbox of its own: two that talk to one would get each other's answers."""
+    if _warm.cache_info().currsize:
+        atexit.unregister(_warm().close)
+        _warm.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def _judge(sandbox: Sandbox, program: str, tests: dict[str, Any], limits: Limits) -> Verdict:
-    started = time.monotonic()
     run, total = _plan(tests)
-    passed, reason = run(sandbox, program, limits)
-    return Verdict(passed, total, reason, time.monotonic() - started)
+    with sandbox.turn:
+        started = time.monotonic()
+        passed, reason = run(sandbox, program, limits)
+        return Verdict(passed, total, reason, time.monotonic() - started)
 
 
 _Run = Callable[[Sandbox, str, Limits], tuple[int, str]]
@@ -111,6 +128,10 @@ def _plan(tests: dict[str, Any]) -> tuple[_Run, int]:
                 raise UserError(f"tests.cases.{i}.{field}: missing in tests of kind {kind!r}")
             _typed(f"tests.cases.{i}.{field}", case[field], expected)
         _typed(f"tests.cases.{i}.kwargs", case.get("kwargs", {}), dict)
+        try:
+            wire.encode([case.get("args"), case.get("kwargs")], math.inf)
+        except wire.Unsupported as e:
+            raise UserError(f"tests.cases.{i}.args: {e}") from None
     if kind == "stdio":
         return partial(_run_stdio, cases), len(cases)
     return partial(_run_function, tests["entry_point"], cases), len(cases)
@@ -188,7 +209,7 @@ def _run_asserts(name: str, statements: Sequence[ast.stmt], total: int, sandbox:
         for statement in statements:
             try:
                 exec(compile(ast.Module([statement], []), "tests", "exec"), scope)
-            except Exception as e:  # whatever the tests raise fails the program
+            except (Exception, SystemExit) as e:  # whatever the tests raise fails the program
                 why = "assertion failed" if isinstance(e, AssertionError) else _describe(e)
                 failures.append(f"line {statement.lineno}: {why}")
                 if not isinstance(statement, ast.Assert):     # what follows may depend on it
@@ -200,17 +221,19 @@ def _run_asserts(name: str, statements: Sequence[ast.stmt], total: int, sandbox:
 
 def _proxy(program: Program, name: str) -> Callable[..., Any]:
     """The program's function as the tests see it. An exception of a builtin type is raised again as that type, for
-    tests that expect one; AssertionError is not, being the tests' own verdict."""
+    tests that expect one. Not AssertionError, being the tests' own verdict, nor StopIteration, which would end a loop
+    over results, as in `all(map(f, inputs))`, before any was wrong."""
 
     def function(*args: Any, **kwargs: Any) -> Any:
         try:
             return program.call(name, args, kwargs)
         except Raised as e:
             kind = getattr(builtins, e.args[0], None)
-            if isinstance(kind, type) and issubclass(kind, Exception) and kind is not AssertionError:
-                raise kind(e.args[1]) from None
+            if isinstance(kind, type) and issubclass(kind, Exception) and kind not in (AssertionError, StopIteration):
+                raise kind.__new__(kind, e.args[1]) from None  # some cannot be called with a text alone
             raise
 
+    function.__name__ = name
     return function
 
 
@@ -243,7 +266,9 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def _describe(e: Exception) -> str:
+def _describe(e: BaseException) -> str:
     if isinstance(e, Raised):
-        return ": ".join(a for a in e.args if a)
-    return str(e) if isinstance(e, Stopped) else f"{type(e).__name__}: {e}"
+        text = ": ".join(a for a in e.args if a)
+    else:
+        text = str(e) if isinstance(e, Stopped) else f"{type(e).__name__}: {e}"
+    return "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON])

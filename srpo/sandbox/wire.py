@@ -18,9 +18,9 @@ class Unsupported(Exception):
     """A value that cannot cross: wrong type, too large, too deep, or malformed."""
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, max_bytes: float = MAX_BYTES) -> Any:
     """A tree that `json.dumps` accepts. Raises Unsupported."""
-    return _encode(value, 0, [MAX_BYTES])
+    return _encode(value, 0, [max_bytes])
 
 
 def decode(tree: Any) -> Any:
@@ -39,7 +39,7 @@ def loads(line: bytes) -> Any:
         raise Unsupported(f"malformed JSON: {type(e).__name__}") from None
 
 
-def _encode(value: Any, depth: int, room: list[int]) -> Any:
+def _encode(value: Any, depth: int, room: list[float]) -> Any:
     kind = type(value)
     room[0] -= len(value) + 2 if kind in (str, bytes) else 8
     if room[0] < 0 or depth > MAX_DEPTH:

@@ -8,6 +8,7 @@ to and from a program are JSON lines; the first is its job.
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import fcntl
 import gc
@@ -19,8 +20,9 @@ import socket
 import sys
 import sysconfig
 import tempfile
+import threading
 import types
-from itertools import count
+from contextlib import suppress
 from typing import Any
 
 # Stands in for the packages, whose own code would load the trusted side.
@@ -29,7 +31,7 @@ for _name, _folder in (("srpo", ".."), ("srpo.sandbox", ".")):
     _package.__path__ = [os.path.join(os.path.dirname(os.path.abspath(__file__)), _folder)]
     sys.modules[_name] = _package
 
-from srpo.sandbox import confine, landlock, namespaces, wire  # noqa: E402
+from srpo.sandbox import confine, landlock, namespaces, scratch, wire  # noqa: E402
 
 for _name in [name for name in sys.modules if name.startswith("srpo")]:
     del sys.modules[_name]
@@ -77,46 +79,60 @@ class Zygote:
         self._landlock = isolation != "unsafe" and landlock.version() > 0
         if isolation == "landlock" and landlock.version() < landlock.ALONE:
             raise OSError(f"Landlock version {landlock.version()}, needs {landlock.ALONE} (Linux 6.2)")
-        self._namespace = namespaces.enter(self._readable) if isolation == "namespaces" else -1
-        confine.die_with_parent()                             # again after each fork, and each change of user
-        self.scratch = "" if self._namespace >= 0 else tempfile.mkdtemp(prefix="srpo-sandbox-")
+        self._namespace, self.scratch = -1, ""
+        if isolation == "namespaces":
+            self._namespace = namespaces.enter(self._readable)
+            confine.die_with_parent()
+        else:
+            self.scratch = tempfile.mkdtemp(prefix="srpo-sandbox-")
 
     def close(self) -> None:
         if self.scratch:
-            remove_tree(self.scratch)
+            scratch.remove_tree(self.scratch)
 
     def serve(self) -> None:
-        """One program after the other, until the trusted side closes the control socket."""
+        """One program after the other, until the trusted side closes the control socket, as it does when it dies."""
         while True:
             request, fds, _, _ = socket.recv_fds(self._control, 16, 2)
             if not request:
                 return
             size = int(request.removeprefix(b"run "))
-            here = namespaces.SCRATCH
-            if self.scratch:
-                here = tempfile.mkdtemp(dir=self.scratch)
-            else:
-                namespaces.next_program(self._namespace)
-            zygote, pid = os.getpid(), os.fork()
-            if pid == 0:
-                try:
-                    self._run(zygote, fds[0], fds[1], here, size)
-                finally:
-                    os._exit(1)
-            for fd in fds:
-                os.close(fd)
+            try:
+                pid, here = self._fork(fds, size)
+            except OSError as e:                              # the host's fault, not the program's
+                self._control.recv(16)
+                self._control.send(f"cannot start a program: {e}".encode())
+                return
+            finally:
+                for fd in fds:
+                    os.close(fd)
             if self.scratch:
                 self._watch(pid, here, size)
             self._control.recv(16)
             kill(pid)
             if self.scratch:
-                remove_tree(here)
+                scratch.remove_tree(here)
             self._control.send(b"ended")
+
+    def _fork(self, fds: list[int], size: int) -> tuple[int, str]:
+        """A new program's process and its scratch folder."""
+        here = namespaces.SCRATCH
+        if self.scratch:
+            here = tempfile.mkdtemp(dir=self.scratch)
+        else:
+            namespaces.next_program(self._namespace)
+        zygote, pid = os.getpid(), os.fork()
+        if pid == 0:
+            try:
+                self._run(zygote, fds[0], fds[1], here, size)
+            finally:
+                os._exit(1)
+        return pid, here
 
     def _watch(self, pid: int, here: str, size: int) -> None:
         """Kill a program that has too many threads or files, until the trusted side has something to say."""
         while not select.select([self._control], [], [], WATCH_SECONDS)[0]:
-            if threads(pid) > THREADS or used(here, size) > size:
+            if threads(pid) > THREADS or scratch.used(here, size) > size:
                 os.kill(pid, signal.SIGKILL)
 
     def _run(self, zygote: int, messages: int, output: int, here: str, size: int) -> None:
@@ -172,41 +188,6 @@ def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
 
-def used(folder: str, enough: int) -> int:
-    """Bytes that the files below a folder take up on disk, a page at least for each; stops counting at `enough`."""
-    total, folders = 0, [folder]
-    while folders and total <= enough:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    total += max(entry.stat(follow_symlinks=False).st_blocks * 512, 4096)
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-        except FileNotFoundError:                             # the program is at work
-            continue
-        except OSError:                                       # paths too long, folders made unreadable: no honest use
-            return enough + 1
-    return total
-
-
-def remove_tree(folder: str) -> None:
-    """Remove a folder, however deep it is and whatever the modes in it. Folders in it are moved up to its parent."""
-    parent, number = os.path.dirname(folder), count()
-    folders = [folder]
-    while folders:
-        path = folders.pop()
-        os.chmod(path, 0o700)
-        with os.scandir(path) as entries:
-            for entry in list(entries):
-                if entry.is_dir(follow_symlinks=False):
-                    os.chmod(entry.path, 0o700)
-                    folders.append(os.path.join(parent, f"{os.path.basename(folder)}-{next(number)}"))
-                    os.rename(entry.path, folders[-1])
-                else:
-                    os.remove(entry.path)
-        os.rmdir(path)
-
-
 def read_only_input(data: bytes) -> None:
     """Make this the standard input, in memory."""
     fd = os.memfd_create("input", os.MFD_ALLOW_SEALING)
@@ -234,19 +215,25 @@ def execute(job: dict[str, Any], lines: Any) -> None:
     sys.argv = ["solution.py"]
     try:
         exec(compile(job["code"], "solution.py", "exec"), module.__dict__)
-        sys.stdout.flush()
-    except SystemExit as e:
-        if job["input"] is None or e.code not in (None, 0):
+    except BaseException as e:
+        if job["input"] is None or not isinstance(e, SystemExit) or e.code not in (None, 0):
             send({"raised": describe(e)})
             os._exit(0)
-        sys.stdout.flush()
-    except BaseException as e:
-        send({"raised": describe(e)})
-        os._exit(0)
+    if job["input"] is not None:
+        finish()
     send({"value": None})
     while line := lines.readline():
         send(call(module, json.loads(line)))
     os._exit(0)
+
+
+def finish() -> None:
+    """What Python does when a script ends: programs write their output in threads, and at exit."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.__stdout__):
+        with suppress(Exception):                             # closed, or of the program's own making
+            stream.flush()  # type: ignore[union-attr]
 
 
 def call(module: types.ModuleType, request: dict[str, Any]) -> dict[str, Any]:

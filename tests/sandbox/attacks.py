@@ -57,7 +57,10 @@ TIME = [
     Attack("regular expression", "import re\nre.match(r'(a+)+$', 'a' * 60 + 'b')", "^time limit$", wall=SHORT),
     Attack("reads its channel", "import os\nwhile True: os.read(3, 1)", "^time limit$", wall=SHORT),
     Attack("never ends at exit", "import atexit, time\natexit.register(time.sleep, 1000)\n"
-           "print(2)", "^case 0: wrong output$", PRINTS, wall=5.0),
+           "print(1)", "^case 0: time limit$", PRINTS, wall=SHORT),
+    Attack("thread that never ends", "import threading, time\n"
+           "threading.Thread(target=time.sleep, args=(1000,)).start()\nprint(1)",
+           "^case 0: time limit$", PRINTS, wall=SHORT),
     Attack("thread that holds the lock", "import threading, ctypes\n"
            "threading.Thread(target=lambda: ctypes.PyDLL(None).sleep(1000)).start()\n"
            "while True: pass", "^time limit$", wall=SHORT),
@@ -281,7 +284,11 @@ FORGERIES = [
            "case 0: E"),
     Attack("marker printed", "print('passed 1 of 1')\nraise AssertionError", "AssertionError"),
     Attack("marker as output", "print('1 passed')", "wrong output", PRINTS),
-    Attack("output after the end", "import atexit, os\natexit.register(os.write, 1, b'1')", "wrong output", PRINTS),
+    Attack("huge error forged", "import os\nos.write(3, b'{\"raised\": [\"X\", \"' + b'y' * 900000 + b'\"]}\\n')",
+           "^X: y{1,300}$"),
+    Attack("unprintable error", "raise Exception('\\ud800\\n\\x1b[31m')", r"^Exception:    \[31m$"),
+    Attack("end of a loop over results", "def f(x): raise StopIteration", "StopIteration",
+           {"kind": "assert", "entry_point": "f", "code": "assert all(map(f, [1, 2]))"}),
     Attack("swallowed by the tests", "import os\ndef f(x): os._exit(0)", "the program ended early",
            {"kind": "assert", "entry_point": "f", "code": "try:\n    f(1)\nexcept BaseException: pass\nassert 1"}),
     Attack("assert on an equal object", EQUAL + "def f(x): return E()", "Unsupported|type E",

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from accounts import Judge, descendants, living
+from accounts import ACCOUNTS, Judge, allowed, descendants, living
 from attacks import FUNCTION, HONEST
 
 from srpo.errors import UserError
@@ -60,6 +62,7 @@ def test_a_value_that_claims_a_pass_is_only_a_value(judge: Judge):
 
 ISOLATION = isolation.probe()[0]
 """Of this account, in the tests below."""
+NAMES = [name for account, name in allowed() if account == ACCOUNTS[0]]
 
 
 def test_results_do_not_depend_on_the_hash_seed():
@@ -91,9 +94,44 @@ def test_a_zygote_that_was_killed_is_replaced(name, tmp_path, monkeypatch):
     sandbox.close()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_zygote_that_dies_under_a_program_says_nothing_about_it(name):
+    sandbox = Sandbox(name)
+    zygote = max(descendants(sandbox._process.pid))
+    killer = threading.Timer(0.5, lambda: os.kill(zygote, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(OSError, match="the sandbox's process failed"):
+        _judge(sandbox, "while True: pass", FUNCTION, Limits(wall=60, cpu=60))
+    wait_for(lambda: zygote not in living())
+    assert _judge(sandbox, HONEST, FUNCTION, Limits()).passed == 1
+    sandbox.close()
+
+
+@pytest.mark.skipif("landlock" not in NAMES, reason="the other has no folder on disk")
+def test_a_host_that_cannot_start_a_program_is_no_fault_of_the_program():
+    sandbox = Sandbox("landlock")
+    os.rmdir(sandbox._scratch)
+    with pytest.raises(OSError, match="cannot start a program: .*No such file"):
+        _judge(sandbox, HONEST, FUNCTION, Limits())
+    assert _judge(sandbox, HONEST, FUNCTION, Limits()).passed == 1
+    sandbox.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sandbox_outlives_the_thread_that_made_it(name):
+    with ThreadPoolExecutor(1) as pool:
+        sandbox = pool.submit(Sandbox, name).result()
+    process = sandbox._process
+    assert _judge(sandbox, HONEST, FUNCTION, Limits()).passed == 1
+    assert sandbox._process is process and process.poll() is None
+    sandbox.close()
+
+
 @pytest.mark.parametrize("how", ["signal.SIGKILL", "signal.SIGTERM"])
-def test_nothing_outlives_a_trainer_that_was_killed(tmp_path, how):
-    code = ("import os, signal, threading\nfrom srpo.sandbox import judge\nfrom srpo.sandbox.verdict import _warm\n"
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_outlives_a_trainer_that_was_killed(tmp_path, name, how):
+    code = ("import os, signal, threading\nfrom srpo.sandbox import judge, verdict\nfrom srpo.sandbox.verdict import "
+            f"_warm\nverdict.strongest = lambda: {name!r}\n"
             f"open({str(tmp_path / 'pid')!r}, 'w').write(f'{{_warm()._process.pid}} {{_warm()._scratch}}')\n"
             f"threading.Timer(0.5, lambda: os.kill(os.getpid(), {how})).start()\n"
             "judge('while True: pass', {'kind': 'stdio', 'cases': [{'input': '', 'output': ''}]})")

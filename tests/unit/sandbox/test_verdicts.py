@@ -1,11 +1,14 @@
 """What the sandbox says of honest programs."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
 from srpo.errors import UserError
-from srpo.sandbox import Limits, check, judge, judge_many
+from srpo.sandbox import Limits, check, judge, judge_many, verdict
 from srpo.sandbox.verdict import matches
 
 ADD = "def add(a, b):\n    return a + b"
@@ -25,8 +28,8 @@ def stdio(*cases):
 
 
 def outcome(program, tests, **limits):
-    verdict = judge(program, tests, limits=Limits(**({"wall": 10.0} | limits)))
-    return verdict.passed, verdict.total, verdict.reason
+    v = judge(program, tests, limits=Limits(**({"wall": 10.0} | limits)))
+    return v.passed, v.total, v.reason
 
 
 def test_function_cases_are_counted_and_the_first_failure_named():
@@ -81,6 +84,26 @@ def test_stdio_compares_lines_without_trailing_blanks():
     assert outcome("print('é' * 300000)", stdio(("", "é" * 300_000)))[0] == 1
 
 
+@pytest.mark.parametrize("program", [
+    "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.1), print(1))).start()",
+    "import atexit, io, sys\nsys.stdout = io.StringIO()\n"
+    "atexit.register(lambda: sys.__stdout__.write(sys.stdout.getvalue()))\nprint(1)",
+    "import sys\nprint(1)\nsys.stdout.close()",
+    "import sys\nclass Out:\n    write = sys.stdout.write\nsys.stdout = Out()\nprint(1)",
+])
+def test_output_is_complete_when_a_script_would_have_ended(program):
+    assert outcome(program, stdio(("", "1"))) == (1, 1, "passed")
+
+
+def test_arguments_may_be_larger_than_values_but_not_endlessly_nested():
+    assert outcome("def f(x): return len(x)", function("f", ([[0] * 200_000], 200_000))) == (1, 1, "passed")
+    deep: list = []
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(UserError, match="tests.cases.0.args: value nested too deeply"):
+        check(function("f", (deep, 1)))
+
+
 def test_asserts_run_outside_with_a_proxy():
     assert outcome(ADD, asserts("assert add(1, 2) == 3\nassert add(b=1, a='x'[:0] or 2) == 3")) == (2, 2, "passed")
     assert outcome(ADD, asserts("assert add(1, 2) == 3\nassert add(1, 1) == 3\nassert add([1], [2]) == [1, 2]")) == (
@@ -97,6 +120,17 @@ def test_asserts_may_expect_an_exception():
             "f")
     assert outcome("def f(x):\n    return 1 / x", tests) == (1, 1, "passed")
     assert outcome("def f(x):\n    return 1", tests) == (0, 1, "line 6: assertion failed")
+    tests = asserts("try:\n    f(b'\\xff')\n    raised = False\nexcept UnicodeDecodeError:\n    raised = True\n"
+                    "assert raised", "f")
+    assert outcome("def f(x):\n    return x.decode()", tests) == (1, 1, "passed")
+
+
+def test_tests_that_leave_fail_the_program_and_not_its_judge():
+    assert outcome(ADD, asserts("assert add(1, 2) == 3\nraise SystemExit(0)"))[1:] == (1, "line 2: SystemExit: 0")
+
+
+def test_the_proxy_has_the_function_s_name():
+    assert outcome(ADD, asserts("assert add.__name__ == 'add'"))[0] == 1
 
 
 def test_a_program_that_died_passes_nothing_even_if_the_tests_swallow_it():
@@ -125,6 +159,26 @@ def test_unusable_tests_are_data_errors(tests, message):
     for use in (check, partial(judge, ADD)):
         with pytest.raises(UserError, match=message):
             use(tests)
+
+
+def test_waiting_for_a_turn_costs_a_program_no_time():
+    sandbox = verdict._warm()
+    with ThreadPoolExecutor(1) as pool:
+        with sandbox.turn:
+            waiting = pool.submit(judge, ADD, function(), limits=Limits(wall=1.0))
+            time.sleep(1.1)
+        assert waiting.result().reason == "passed"
+
+
+def test_a_forked_process_has_a_sandbox_of_its_own():
+    judge(ADD, function())
+    pid = os.fork()
+    if pid == 0:
+        different = verdict._warm.cache_info().currsize == 0 and judge(ADD, function()).passed == 1
+        verdict._warm().close()
+        os._exit(0 if different else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert judge(ADD, function()).passed == 1
 
 
 def test_many_at_once_keep_their_order():
