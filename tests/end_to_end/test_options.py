@@ -1,4 +1,4 @@
-"""The parts of the loss that the recipe leaves off, switched on in whole runs."""
+"""The parts of the loss that the recipe leaves off, and memory that a run frees in between, switched on in whole runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import World
-from launches import metrics
+from launches import metrics, trace
 
 TRAINER: dict[str, Any] = {
     "algorithm": {"kl": "k3", "kl_coef": 0.01, "dual_clip": 3.0, "entropy_coef": 0.001, "aggregate": "sequence",
@@ -33,3 +33,11 @@ def test_two_updates_a_batch_with_a_reference(world: World, base: Path, sections
     assert all(m["rollout/logprob_diff_max"] < 1e-4 for m in steps)
     assert steps[0]["policy/kl"] < steps[-1]["policy/kl"]
     assert all(m["policy/kl"] > 0 for m in steps[1:])
+
+
+def test_state_in_host_memory_changes_nothing(world: World, base: Path) -> None:
+    run = world.copy("offload", step=4)
+    world.train("offload", parallel={"offload": True}).succeed()
+    ours, undisturbed = trace(run), trace(base)
+    for part in undisturbed:
+        assert ours[part] == undisturbed[part], part
