@@ -49,7 +49,8 @@ class Parallel(Section):
     sequence: bool = False
     """Sequence parallelism: norms and dropout split over the tensor ranks. Needs tensor > 1."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations recomputed in the backward pass: none, attention only, or whole layers."""
+    """Activations recomputed in the backward pass: none; selective: the feed-forward part, which is most of them; full:
+    whole layers, of which only the inputs are kept."""
     overlap: bool = False
     """Overlap gradient reduction and parameter gathering with computation."""
     offload: bool = False
