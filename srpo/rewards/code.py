@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from srpo.rewards.extract import Grade, answer_block, conclusion
+from srpo.rewards.extract import Grade, answer_block, conclusion, fenced_block
 from srpo.sandbox import Limits, judge
-
-_FENCED = re.compile(r"(?:^|<answer>)[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
 
 def grade(response: str, tests: dict[str, Any], limits: Limits | None = None) -> Grade:
@@ -23,6 +20,6 @@ def grade(response: str, tests: dict[str, Any], limits: Limits | None = None) ->
 def extract(response: str) -> str | None:
     """The last fenced block after the thinking; without one, the content of <answer>."""
     text = conclusion(response)
-    fenced = _FENCED.findall(text)
-    program = fenced[-1] if fenced else answer_block(text)
+    fenced = fenced_block(text)
+    program = answer_block(text) if fenced is None else fenced
     return program.strip("\n") if program and program.strip() else None

@@ -9,7 +9,8 @@ MAX_ANSWER = 300
 """Characters; a longer final answer is no answer."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_FENCE = re.compile(r"(?:.*<answer>)?([ \t]*)(`{3,}|~{3,})(.*)")
+_LANGUAGE = re.compile(r"\w[\w+#.-]*")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,25 @@ def conclusion(response: str) -> str:
 
 def answer_block(text: str) -> str | None:
     """Content of the last <answer>...</answer>."""
-    blocks = _ANSWER.findall(text)
-    return blocks[-1] if blocks else None
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))
+    return text[start + len("<answer>"):text.index("</answer>", start)] if start >= 0 else None
+
+
+def fenced_block(text: str) -> str | None:
+    """Content of the last closed fenced block, as CommonMark has it: of backticks or tildes, closed by at least as many
+    at most three columns further in, and dedented by its fence. One departure: where a fence with a language stands in
+    an open block, that block was left open by mistake."""
+    last: list[str] | None = None
+    opened, content, width = "", [], 0
+    for line in text.split("\n"):
+        fence = _FENCE.match(line)
+        if fence is None or not fence[2].startswith(opened) or opened and len(fence[1].expandtabs(4)) > width + 3:
+            content.append(line[min(width, len(line) - len(line.lstrip(" \t"))):])
+        elif opened and not _LANGUAGE.fullmatch(fence[3].strip()):
+            last, content, opened, width = content, [], "", 0
+        elif "`" not in fence[3]:
+            opened, content, width = fence[2], [], len(fence[1])
+    return None if last is None else "\n".join(last)
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:

@@ -112,6 +112,7 @@ def test_overlong_rises_linearly_to_its_penalty(tokens, penalty):
 ADD = {"kind": "function", "entry_point": "add",
        "cases": [{"args": [1, 2], "expected": 3}, {"args": [2, 2], "expected": 4}]}
 RIGHT = "def add(a, b):\n    return a + b"
+NEWLINE = "\n"
 
 
 @pytest.mark.parametrize(("response", "program"), [
@@ -124,9 +125,27 @@ RIGHT = "def add(a, b):\n    return a + b"
     ("```python\nunfinished", None),
     ("```\n\n```", None),
     ("no program", None),
+    (f"~~~python\n{RIGHT}\n~~~", RIGHT),
+    (f"1. So:\n   ```python\n   {RIGHT.replace(NEWLINE, NEWLINE + '   ')}\n   ```\n2. Done.", RIGHT),
+    ("```python\nf(\n    ```\n    x\n    ```\n)\n```", "f(\n    ```\n    x\n    ```\n)"),
+    ("````markdown\n```\nx\n```\n````", "```\nx\n```"),
+    (f"```python\nforgotten\n\nBetter:\n```python\n{RIGHT}\n```", RIGHT),
+    (f"```markdown\n```python\n{RIGHT}\n```\n```", RIGHT),
+    (f"```python\n{RIGHT}\n```\nor\n```python\ncut of", RIGHT),
+    (f"```python\r\n{RIGHT}\r\n```\r\n", RIGHT + "\r"),
+    (f"``` {{.python .numberLines}}\n{RIGHT}\n``` \n", RIGHT),
+    ("Call `f` or ```f()``` as in\n```\nx\n```", "x"),
+    ("<answer>1</answer></answer>", "1"),
+    ("<answer>1</answer><answer>2</answer><answer>3", "2"),
 ])
 def test_where_the_program_is(response, program):
     assert extract(response) == program
+
+
+@pytest.mark.parametrize("piece", ["a<answer>```\n", "<answer>", "<answer>```", "```\n", "```python\n", "~~~\n```\n"])
+def test_the_program_is_found_in_linear_time(piece):
+    """Half a megabyte; where each opening had all that follows searched for its end, it took minutes."""
+    extract(piece * (500_000 // len(piece)))
 
 
 def test_code_is_all_or_nothing():
