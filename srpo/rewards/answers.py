@@ -1,24 +1,40 @@
-r"""How a final answer is read, before any algebra: one spelling for what looks the same, exact rational numbers, units,
-and what a list, set, interval, tuple, union or matrix is made of. Text work on at most a few hundred characters.
+r"""How a final answer is read, before any algebra: one spelling for what looks the same, exact rational numbers, and
+what a list, set, interval, tuple, union or matrix is made of. Text work on at most a few hundred characters.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
-_TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|hbox|operatorname)\s*\{([^{}]*)\}"
+TEXT = r"\\(?:text|textnormal|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|hbox|operatorname)\s*\{([^{}]*)\}"
+_LATEX_NAMES = """º:° 、:, 。:. ∶:: ℃:°C ℉:°F √:\\sqrt ∠:\\angle ≠:\\ne ≈:\\approx ⋅:\\cdot ÷:\\div ∩:\\cap
+ℝ:\\mathbb{R} ℤ:\\mathbb{Z} ℕ:\\mathbb{N} ℚ:\\mathbb{Q} ℂ:\\mathbb{C}"""
+_SYMBOLS = {ord(pair[0]): pair[2:] for pair in _LATEX_NAMES.split()}
+_RAISED, _LOWERED, _VULGAR = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉]+"), re.compile("[¼-¾⅐-⅞]")
 _SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
     (r"[−–]", "-"),
     (r"(?<=\d)(?:,?\\!|\\[,; ]|~|\{,\})(?=\d{3}(?!\d))", ","), (r"\{,\}", ","),
     (r"(?<!\\)\\(?:[!,;: ]|q?quad(?![a-z]))|~", " "),
     (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-z])", ""), (r"\\[tdc]frac", r"\\frac"),
     (r"\{([^{}\\]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
     (r"\\varnothing|∅|\\\{\s*\\\}", r"\\emptyset "), (r"\\langle|⟨", "("), (r"\\rangle|⟩", ")"),
     (r"\\lbrace", r"\\{"), (r"\\rbrace", r"\\}"),
     (r"\\leq(?:slant)?(?![a-z])|≤", r"\\le "), (r"\\geq(?:slant)?(?![a-z])|≥", r"\\ge "),
     (r"π", r"\\pi "), (r"∞", r"\\infty "), (r"±", r"\\pm "), (r"×", r"\\times "), (r"·", r"\\cdot "),
     (r"∪", r"\\cup "), (r"∈", r"\\in "), (r"°|\\degree(?![a-z])", r"^\\circ"), (r"…", "..."))]
+
+_ARGUMENT = r"\s*([0-9A-Za-z]|\\[a-z]+(?![a-z{]))"
+_PARSER_SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
+    (r"(?<![\\A-Za-z])(sin|cos|tan|log|ln|exp|sqrt|pi|infty)(?![A-Za-z])", r"\\\1"),
+    (r"\\lg(?![a-z])", r"\\log_{10}"),
+    (r"\\log_\{?e\}?(?![a-z])", r"\\ln "), (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (rf"\\sqrt{_ARGUMENT}", r"\\sqrt{\1}"),
+    (rf"\\sqrt\s*(\[[^\[\]]*\]){_ARGUMENT}", r"\\sqrt\1{\2}"), (rf"\\frac{_ARGUMENT}", r"\\frac{\1}"),
+    (rf"(\\frac\s*\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}){_ARGUMENT}", r"\1{\2}"),
+    (r"(?<=\d),(?=\d{3}(?!\d))", ""), (r"(?<![\d.])\.(?=\d)", "0."))]
 
 _DELIMITED = re.compile(r"\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
 _DOLLAR = re.compile(r"(?<!\\)\$")
@@ -32,28 +48,11 @@ _OVERLINED = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d)
 _CONTINUED = re.compile(rf"(\d*)\.(\d{{0,9}}?)(?:(\d)\3\3+|(\d{{2,12}}?)\4+){_DOTS}")
 _SCIENTIFIC = re.compile(rf"(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
                          rf"|({_NUMBER})\s*[eE]([-+]?\d{{1,3}})")
-_SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10 ** 6, "billion": 10 ** 9, "trillion": 10 ** 12}
-
-_SYNONYMS = """mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre; in inch inche;
-ft foot feet; yd yard; mi mile; mg milligram; g gram; kg kilogram kilo; lb pound £; oz ounce; ton; s sec second;
-min minute; h hr hour; day; week; month; yr year; ml milliliter millilitre; l liter litre; gal gallon; cup; $ dollar usd
-buck; cent ¢; € euro eur; ¥ yen; ^\\circ degree; rad radian; % percent; mi/h mph; km/h kph kmh"""
-_UNITS = {name: names.split()[0] for names in _SYNONYMS.split(";") for name in names.split()}
-_POWER = re.compile(r"(.*?)\s*\^\s*\{?\s*([23])\s*\}?\s*", re.DOTALL)
-_SQUARE = re.compile(r"(square|sq|cubic|cu)\.?\s+(.*)")
-_CURRENCY = re.compile(r"([-+]?)\s*(?:\\(?=\$))?([$£€¥])\s*(.+)")
-_SIGN_AFTER = re.compile(r"(.*[^\s\\])\s*(?:\\?(%)|\^\s*\{?\s*(\\circ)\s*\}?"
-                         r"\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})?|\\?([$£€¥¢]))", re.DOTALL)
-_TEXT_AFTER = re.compile(rf"(.*[^\s\\_^=+*/(<>-])(?:\s|\\ )*{_TEXT}\s*(\^\s*\{{?\s*[23]\s*\}}?)?", re.DOTALL)
-_WORDS_AFTER = re.compile(r"([^A-Za-z]*[^A-Za-z\s]|.*\})(\s*)([A-Za-z][A-Za-z ./]*(?:\^\s*\{?\s*[23]\s*\}?)?)",
-                          re.DOTALL)
-_NO_UNIT = {"if", "or", "not", "and", "but", "wrong", "sin", "cos", "tan", "cot", "sec", "csc", "log",
-            "exp", "mod", "div", "sqrt"}
-
 _NAME = re.compile(r"\s*[(|\\A-Za-z][A-Za-z\\_{}()',|\s\d]*")
-_NO_NAME = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|exp|pm|int|sum|prod|bar|overline)|[\s})]\d")
+_NO_NAME = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|exp|pm|int|sum|prod|bar|overline|sim|propto|neg|neq?)"
+                      r"|[\s})]\d|^\s*(?!gcd|lcm|max|min|sum)[a-z]{2,3}\s*$")   # "xy" is a product
 _IS = re.compile(r"=|\\approx(?![a-z])|\\in(?![a-z])")
-_BASE = re.compile(r"\s*([0-9A-F]+)\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(\d+|two|three|eight|sixteen)\s*\}*\s*")
+_BASE = re.compile(r"\s*(-?[0-9A-F.]+)\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(\d+|two|three|eight|sixteen)\s*\}*\s*")
 _BASES = {"two": "2", "three": "3", "eight": "8", "sixteen": "16"}
 _MATRIX = re.compile(r"\(?\s*\\begin\{(?:[pbB]?matrix|array)\}(?:\{[^{}]*\})?(.*?)\\end\{[a-zB]*\}\s*\)?", re.DOTALL)
 _PHRASES = {"all real numbers": "\\mathbb{R}", "all reals": "\\mathbb{R}", "empty set": "\\emptyset",
@@ -66,7 +65,7 @@ _TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|\b(?:or|and)\b|.", re.DOTALL)
 
 def respell(s: str) -> str:
     """One spelling for signs, spaces, thousands, fractions and symbols; \text is kept, since it may hold a unit."""
-    s = s.strip()
+    s = (s if s.isascii() else _ascii(s)).strip()
     if m := _DELIMITED.fullmatch(s):
         s = m[1] or m[2]
     if len(dollars := _DOLLAR.findall(s)) > 1 and len(dollars) % 2 == 0:
@@ -77,9 +76,21 @@ def respell(s: str) -> str:
     return s[:-1].rstrip() if s.endswith(".") and not s.endswith("..") else s
 
 
+def _ascii(s: str) -> str:
+    """Characters that stand for LaTeX, and the wide forms of Chinese text."""
+    s = _RAISED.sub(lambda m: f"^{{{_normal(m[0])}}}", s)
+    s = _LOWERED.sub(lambda m: f"_{{{_normal(m[0])}}}", s)
+    s = _VULGAR.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*_normal(m[0]).split("⁄")), s)
+    return _normal(s.translate(_SYMBOLS))
+
+
+def _normal(s: str) -> str:
+    return unicodedata.normalize("NFKC", s)
+
+
 def plain(s: str) -> str:
     r"""Without \text{} and its like; phrases as symbols."""
-    s = re.sub(_TEXT, r"\1", s).strip()
+    s = re.sub(TEXT, r"\1", s).strip()
     return _PHRASES.get(s.lower(), s)
 
 
@@ -114,52 +125,29 @@ def _fraction(digits: str) -> Fraction:
     return Fraction(digits.replace(",", "").replace(" ", ""))
 
 
-def split_unit(s: str) -> tuple[str, str | None, int]:
-    r"""(value, unit, factor): "\$3", "3 cm^2", "30^\circ", "3\text{ million people}". The unit is a known one's symbol,
-    or None; words after a number that are no known unit are dropped, and "million" and its like are the factor."""
-    if m := _CURRENCY.fullmatch(s):
-        value, _, factor = split_unit(m[1] + m[3])
-        return value, _unit(m[2]), factor
-    if m := _SIGN_AFTER.fullmatch(s):
-        if m[3] and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])|,", m[1]):
-            return s, None, 1                                 # the angle of a function, or a list of angles
-        return m[1], _unit(m[2] or m[4] or "degree"), 1
-    if (m := _TEXT_AFTER.fullmatch(s)) and (len(m[2].strip()) > 1 or _unit(m[2])) and (
-            not _NO_UNIT & set(m[2].lower().split())):
-        return m[1], *_measure(m[2] + (m[3] or ""))
-    if (m := _WORDS_AFTER.fullmatch(s)) and rational(m[1].strip()) is not None and _are_units(m[3], bool(m[2])):
-        return m[1].strip(), *_measure(m[3])
-    return s, None, 1
-
-
-def _are_units(words: str, apart: bool) -> bool:
-    if _unit(words):
-        return apart or len(words.rstrip("^{} 23")) > 1       # "5 m" is a length, "5m" a product
-    return apart and all(len(word) > 2 and word.lower() not in _NO_UNIT for word in re.split(r"[ ./]+", words) if word)
-
-
-def _measure(words: str) -> tuple[str | None, int]:
-    first, _, rest = words.strip().partition(" ")
-    return (_unit(rest), _SCALES[first.lower()]) if first.lower() in _SCALES else (_unit(words), 1)
-
-
-def _unit(words: str) -> str | None:
-    """The symbol of a known unit, "cm^2" and "km/h" included."""
-    words, power = words.strip().strip(".").lower(), ""
-    if m := _POWER.fullmatch(words):
-        words, power = m[1], f"^{m[2]}"
-    if m := _SQUARE.fullmatch(words):
-        words, power = m[2], "^2" if m[1].startswith("s") else "^3"
-    names = [_UNITS.get(w) or _UNITS.get(w.removesuffix("s")) for w in re.split(r"\s*/\s*|\s+per\s+|\s+an?\s+", words)]
-    return "/".join(n for n in names if n) + power if all(names) else None
-
-
 def split_name(s: str) -> tuple[str, str]:
     r"""("x", "3") from "x = 3", "f(x) = 3", "\text{Area} \approx 3", "x \in [0, 1]"; ("", s) where there is no name."""
     m = _IS.search(s)
     if m is None or not _NAME.fullmatch(name := s[:m.start()]) or _NO_NAME.search(name) or _IS.search(s, m.end()):
         return "", s
     return name.replace(" ", ""), s[m.end():].strip()
+
+
+def unpack(s: str) -> str:
+    """ "(x, y) = (1, 2)" as "x = 1, y = 2"; anything else as it is."""
+    name, value = split_name(s)
+    (kind, names), (value_kind, values) = parts(name), parts(value)
+    if kind != "()" or value_kind != "()" or len(names) != len(values):
+        return s
+    return ", ".join(f"{n} = {v}" for n, v in zip(names, values, strict=True))
+
+
+def for_parser(s: str) -> str:
+    r"""What the LaTeX parser has no rule for: bare arguments ("\frac12", "\sqrt 3"), functions without a backslash,
+    thousands, ".5"."""
+    for pattern, new in _PARSER_SPELLINGS:
+        s = pattern.sub(new, s)
+    return s
 
 
 def split_base(s: str) -> tuple[str, str]:
@@ -206,8 +194,8 @@ def parts(s: str) -> tuple[str, list[str]]:
         inside = "".join(whole[1:-1])
         pieces = _split(inside, {",", ";"})
         if kind == "{}":
-            return kind, _both_signs(pieces)
-        return (kind, pieces) if len(pieces) > 1 else parts(inside) if kind == "()" else ("", [s])
+            return kind, list(dict.fromkeys(_both_signs(pieces)))
+        return parts(inside) if kind == "()" and len(pieces) == 1 else (kind, pieces)
     if len(pieces := _split(s, {"\\cup"})) > 1:
         return "cup", pieces
     pieces = _both_signs(_split(s, {",", ";", "or", "and"}))
@@ -240,7 +228,7 @@ def _split(s: str, separators: set[str]) -> list[str]:
 
 def _both_signs(pieces: list[str]) -> list[str]:
     both: list[str] = []
-    for piece in dict.fromkeys(pieces):
+    for piece in pieces:
         if "\\pm" in piece or "\\mp" in piece:
             both += [piece.replace("\\pm", "+").replace("\\mp", "-"), piece.replace("\\pm", "-").replace("\\mp", "+")]
         else:

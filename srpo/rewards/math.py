@@ -1,48 +1,56 @@
 r"""Is the final answer of a maths response equal to the reference?
 
-A strict front to math-verify. Choices, words, units, bases, lists, intervals and matrices are taken apart here
-(srpo/rewards/answers.py), rational numbers are compared exactly, and only a scalar that needs algebra reaches sympy. It
-is bounded first (length, depth, towers, factorials), so that little remains that could hang, and compared by value with
-a relative tolerance: math-verify rounds to six decimals (1e-7 would equal 2e-7), and simplifying is what hangs most.
-math-verify parses, and compares what is neither number, expression nor equation. Its own timeouts are off: they need
-the main thread and lose to C code; a worker process with a deadline (srpo/rewards/pool.py) bounds the time.
+Choices, words, units, bases, lists, intervals and matrices are taken apart here (srpo/rewards/answers.py, units.py),
+rational numbers are compared exactly, and only a scalar that needs algebra reaches math-verify's LaTeX parser and sympy
+(algebra.py). It is bounded first (length, depth, towers, factorials), so that little remains that could hang; a worker
+process with a deadline (pool.py) bounds the time. The parser is called directly: math-verify's own `parse` takes a
+number from within what it cannot read ("3 \to 4" is 4) and drops primes, case and words.
 
 The answer is the content of the last \boxed{}, or of <answer>, after the thinking; several different boxes are none.
 
 What it takes for equal: a unit, currency, degree sign, base or "x =" that only one side has; 50% with 50 and with 0.5;
-a list in any order with a set; "x = 1, y = 2" with (1, 2); a decimal within 1e-6 of an irrational number. What it
-takes for different: a rounded decimal and the fraction; units that differ, even where the quantity is the same; an
-answer in another base. Right answers that it rejects are the rows marked "reject" in tests/unit/rewards/pairs.tsv:
-unit conversions, numbers in words, ordinals, a ratio and its fraction, set-builder notation, a transposed vector.
+a list in any order with a set; "x = 1, y = 2" with (1, 2); an irrational number with a decimal fraction that is right
+to its last place and within 1e-6; expressions that agree wherever both are real; \sqrt[3]{-8} and -2. What it takes
+for different: a rounded decimal and the fraction; units that differ, even where the quantity is the same; an answer in
+another base; symbols that differ in case. Right answers that it rejects are the rows marked "reject" in
+tests/unit/rewards/pairs.tsv: among them unit conversions, numbers in words, ordinals, a ratio and its fraction,
+set-builder notation, a transposed vector, another name for a bound variable.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 from srpo.errors import UserError
-from srpo.rewards import answers
-from srpo.rewards.answers import matrix, parts, plain, rational, respell, split_base, split_name, split_unit
+from srpo.rewards import algebra, answers
+from srpo.rewards.answers import matrix, parts, plain, rational, respell, split_base, split_name
 from srpo.rewards.extract import MAX_ANSWER, Grade, answer_block, boxes, conclusion
+from srpo.rewards.units import split_unit, units_differ
 
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 _SEPARATORS = re.compile(r"[\s$,;.]*(?:\\?(?:text\{)?\s*(?:and|or)\s*\}?)?[\s$,;.]*")
 _CHOICE = re.compile(r"\(?([A-J])\)?[.:),]?")
 _CHOICE_AND_TEXT = re.compile(r"(?:\(([A-J])\)|([A-J])[):])[:.]?\s+(\S.*)", re.DOTALL)
-_WORDS = re.compile(r"[A-Za-z][A-Za-z '-]*")
-_PROSE = re.compile(r"[A-Za-z][A-Za-z ,;:.'\"-]*[A-Za-z]{3}[.]?")
-_RATIO = re.compile(r"\d+(:\d+)+")
-_HEDGES = re.compile(r"\b(?:maybe|perhaps|not|either|unknown|wrong|incorrect)\b", re.IGNORECASE)
-_BROKEN = re.compile(r"(?<!frac )(?<!\\)\b\d+\s+\d|(?:[-+*/^=<>:,]|\.\.|\\(?:cdot|times|div|le|ge))\s*$")
+_WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '-])*")
+_PROSE = re.compile(r"[^\W\d_](?:[^\W\d_]|[ ,;:.'\"-])*[^\W\d_]{2,}[.]?(?: \d{1,2}(?:, \d{4})?)?")
+_HEDGES = re.compile(r"\b(?:maybe|perhaps|possibly|probably|not|either|unknown|wrong|incorrect|false)\b", re.IGNORECASE)
+_BROKEN = re.compile(r"(?<!frac )(?<!\\)\b\d+\s+\d|-0\d|(?:[-+*/^=<>:,]|\.\.|\\(?:cdot|times|div|le|ge))\s*$")
+_OPAQUE = re.compile(r"'|(?<![A-Za-z}\])|])\s*_|[A-Za-z]\s*\^\s*\{?\s*\(\d+\)")   # the parser drops primes and such
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _INTERVALS = re.compile(r"[<>]|\\[lg]e(?![a-z])")            # in both: inequalities may differ in their variable
+_SAYS = re.compile(r"\A\s*(?:\\text\{)?(?:so|thus|therefore)?,?\s*(?:the )?(?:final )?answer(?:is|\s|:)+\}?", re.I)
+_ONLY = re.compile(r"\\\{((?!\\emptyset)[^,;{}]*?)\\\}")                       # a set of one
 _RELATION = re.compile(r"[<>=]|\\(?:le|ge|in|cup|cap|setminus|mathbb|neq?)(?![a-z])")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+_DECIMAL = re.compile(r"-?\d*\.\d+")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[A-Za-z]*\}")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})")
 _HOSTILE = re.compile(r"\d{60,}"
-                      r"|\^\s*\{[^{}]*\^|\^\s*\{?\s*-?\d{5,}|\*\*"       # towers, literal exponents
+                      r"|\^\s*\{[^{}]*(?:[\d)}]\s*\^|\^\s*\{[^{}]*\^)"  # towers
+                      r"|\^\s*\{?\s*-?\d{5,}|\*\*"                    # literal exponents
                       r"|(?:\d{5,}|\d\s*\^\s*\S+\)?)\s*\)?\s*!|!\s*\)?\s*!"  # factorials
                       r"|\\[dt]?binom\s*\{\s*\d{5,}"
                       r"|\\(?:sum|prod|int|iint|oint|lim)(?![a-z])")
@@ -55,38 +63,48 @@ def grade(response: str, answer: str) -> Grade:
     given = _final_answer(conclusion(response)[-20_000:])
     if given is None:
         return Grade(0.0, None, "no single final answer")
-    same = equal(given, answer)
+    try:
+        same = equal(given, answer)
+    except Unreadable:
+        return Grade(0.0, given, "not the reference's own text, which is all that can be compared")
     return Grade(float(same), given, "correct" if same else "wrong answer")
 
 
 def check(answer: str) -> None:
-    """Raise UserError for a reference answer that is empty, or cannot be read as anything.
+    """Raise UserError for a reference answer that is empty, or cannot be read as anything. Cheap enough for every
+    problem of a run."""
+    reference = respell(answer)
+    if not plain(reference):
+        raise UserError(f"answer = {answer!r}: empty")
+    braces = _ESCAPED.sub("", reference)
+    if not (any(map(str.isalnum, plain(reference)))) or braces.count("{") != braces.count("}"):
+        raise UserError(f"answer = {answer!r}: cannot be read as mathematics")
 
-    Cheap enough for every problem of a run: an answer with a letter or a digit and balanced braces is left to `grade`.
-    """
-    if not any(map(str.isalnum, answer)) or answer.count("{") != answer.count("}"):
-        equal("0", answer)
+
+class Unreadable(UserError):
+    """A reference that algebra cannot be done with: nothing but its own text equals it."""
 
 
 def equal(given: str, reference: str) -> bool:
-    """Whether two answers are the same mathematical object. Raises UserError for an unusable reference."""
-    a, b = respell(given), respell(reference)
-    if not plain(b):
-        raise UserError(f"answer = {reference!r}: empty")
+    """Whether two answers are the same mathematical object. Raises UserError for an unusable reference, Unreadable when
+    it would take algebra to tell and the reference cannot be parsed."""
+    check(reference)
+    a, b = respell(_SAYS.sub("", given)), respell(reference)
     if choice := _CHOICE.fullmatch(plain(b)):
         return _choice(plain(a)) == choice[1]
     if plain(a) == plain(b):
         return True
+    a, b = (only[1] if (only := _ONLY.fullmatch(s)) else s for s in (a, b))
     if _hostile(a) or _HEDGES.search(a) and not _HEDGES.search(b):
         return False
     try:
         return _same(a, b)
-    except _Unreadable:
-        raise UserError(f"answer = {reference!r}: cannot be read as mathematics") from None
+    except _NoAlgebra:
+        raise Unreadable(f"answer = {reference!r}: cannot be read as mathematics") from None
 
 
-class _Unreadable(Exception):
-    """The reference, or a part of it."""
+class _NoAlgebra(Exception):
+    """The reference, or a part of it, cannot be parsed."""
 
 
 def _final_answer(text: str) -> str | None:
@@ -136,11 +154,15 @@ def _same(a: str, b: str) -> bool:
     """Names, units and bases first, since only one side may have them; then numbers, words, structure, algebra."""
     if plain(a) == plain(b):
         return True
+    a, b = answers.unpack(a), answers.unpack(b)
     (name_a, rest_a), (name_b, rest_b) = split_name(a), split_name(b)
+    if name_a and name_b and name_a != name_b and (_WORD.search(plain(name_a)) or _WORD.search(plain(name_b))):
+        return False
     if name_a == name_b or not name_a and "=" not in a or not name_b and "=" not in b:
         a, b = rest_a.removeprefix("="), rest_b
+    a, b = a.removeprefix("\\approx"), b.removeprefix("\\approx")
     (a, unit_a, factor_a), (b, unit_b, factor_b) = split_unit(a), split_unit(b)
-    if unit_a and unit_b and unit_a != unit_b:
+    if units_differ(unit_a, unit_b):
         return False
     a, b = plain(a), plain(b)
     if not a:
@@ -155,18 +177,22 @@ def _same(a: str, b: str) -> bool:
     if "_" in a + b and (found := _same_in_base(a, b)) is not None:
         return found
     if _WORDS.fullmatch(b) and _is_word(b) and (_WORDS.fullmatch(a) or len(b) > 4):
-        return " ".join(a.lower().split()) == " ".join(b.lower().split())
-    if _RATIO.fullmatch(a.replace(" ", "")) or _RATIO.fullmatch(b.replace(" ", "")):
-        return a.replace(" ", "") == b.replace(" ", "")
+        return _letters(a) == _letters(b)
+    if ":" in a or ":" in b:
+        return "".join(a.split()) == "".join(b.split())       # ratios and times
     if "\\emptyset" in (a, b) or len(a) == len(b) == 1 and b.isalnum() or factor_a != factor_b:
         return False
     verdict = _same_parts(a, b)
     return _symbolic(a, b) if verdict is None else verdict
 
 
+def _letters(s: str) -> str:
+    return " ".join(s.lower().split())
+
+
 def _is_word(s: str) -> bool:
     """More than a product of variables."""
-    return s.lower() == "no" or any(len(word) > 2 for word in s.replace("-", " ").split())
+    return s.lower() == "no" or not s.isascii() or any(len(word) > 2 for word in s.replace("-", " ").split())
 
 
 def _same_in_base(a: str, b: str) -> bool | None:
@@ -183,14 +209,18 @@ def _same_parts(a: str, b: str) -> bool | None:
     if rows_a is not None and rows_b is not None:
         return [len(row) for row in rows_a] == [len(row) for row in rows_b] and all(
             _same(x, y) for row_a, row_b in zip(rows_a, rows_b, strict=True) for x, y in zip(row_a, row_b, strict=True))
+    loose, ordered = {",", "{}"}, {",", "()"}
     if _INTERVALS.search(a) is None or _INTERVALS.search(b) is None:
-        a, b = answers.as_interval(a), answers.as_interval(b)
+        read = answers.as_interval(a), answers.as_interval(b)
+        ordered = ordered if (a, b) == read else set()        # "1 < x < 2" is no list of 1 and 2
+        a, b = read
     (kind_a, a_parts), (kind_b, b_parts) = parts(a), parts(b)
     if not kind_a and not kind_b:
         return None if (a, b) == (a_parts[0], b_parts[0]) else _same(a_parts[0], b_parts[0])
-    loose = {",", "{}"}
-    if kind_a != kind_b and not {kind_a, kind_b} <= loose and {kind_a, kind_b} != {",", "()"}:
-        return None if _RELATION.search(a + b) else False
+    if kind_a != kind_b and not {kind_a, kind_b} <= loose and {kind_a, kind_b} != ordered:
+        return None if _RELATION.search(b if kind_b == "," else a + b) else False
+    if "{}" in (kind_a, kind_b):
+        a_parts, b_parts = list(dict.fromkeys(a_parts)), list(dict.fromkeys(b_parts))
     if len(a_parts) != len(b_parts) or not all(a_parts):
         return False
     names_a, names_b = ({split_name(p)[0] for p in ps} - {""} for ps in (a_parts, b_parts))
@@ -209,37 +239,38 @@ def _same_in_any_order(a: list[str], b: list[str]) -> bool:
     return True
 
 
-@cache
-def _math_verify() -> tuple[Any, Any, Any]:
-    """parse, verify and its extraction configuration: half a second, which most runs of toy data never pay."""
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    config = (math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig())
-    return math_verify.parse, math_verify.verify, config
-
-
 @lru_cache(1024)                                              # the samples of a prompt share its reference
 def _parse(s: str) -> Any:
-    """sympy's object, or None. What math-verify's own extraction misses ("a + b + c", "\\sin^2 t") is parsed as is."""
+    """sympy's object, with exact numbers and real odd roots; None for what is no mathematics from end to end."""
     import sympy
     from latex2sympy2_extended import latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     if (value := rational(s)) is not None:
         return sympy.Rational(value.numerator, value.denominator)
     if _TRIGONOMETRIC.search(s):
-        s = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", s)   # math-verify reads sin 30° as sin 30
-    parse, _, config = _math_verify()
-    # Of an equation that it cannot read, parse would take what follows the last sign: "junk = 4" would be 4.
-    parsed = parse(f"${s}$", config, fallback_mode="no_fallback", parsing_timeout=None) if "=" not in s else None
-    if parsed:
-        return parsed[0]
-    if re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}|[.,]$", s):
-        return None                                           # words
+        s = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", s)   # else sin 30° is sin 30
+    s = answers.for_parser(s)
+    if _OPAQUE.search(s) or any(sorted(word) != list(word) for word in _WORD.findall(_ENVIRONMENT.sub("", s))):
+        return None                                           # "abc" may be a product, other words are not
     try:
-        return latex2sympy(s, is_real=True, convert_degrees=False, normalization_config=None)
+        parsed = latex2sympy(s, is_real=True, convert_degrees=False, normalization_config=None,
+                             conversion_config=ConversionConfig(lowercase_symbols=False))
     except Exception:  # the parser raises whatever it stumbles over
         return None
+    return parsed if isinstance(parsed, sympy.MatrixBase) else _exact(sympy.sympify(parsed))
+
+
+def _exact(x: Any) -> Any:
+    r"""Decimals as fractions; odd roots of real numbers as real ones, where sympy has \sqrt[3]{-8} complex."""
+    import sympy
+
+    x = x.xreplace({held: held.args[0] for held in x.atoms(sympy.UnevaluatedExpr)})
+    x = x.xreplace({number: sympy.Rational(str(number)) for number in x.atoms(sympy.Float) if number.is_finite})
+    i = [symbol for symbol in x.free_symbols if symbol.name == "i"]
+    if i or not (roots := [p for p in x.atoms(sympy.Pow) if p.exp.is_Rational and p.exp.q % 2 and p.exp.q > 1]):
+        return x
+    return x.xreplace({p: sympy.sign(p.base) ** p.exp.p * sympy.Abs(p.base) ** p.exp for p in roots})
 
 
 def _symbolic(given: str, reference: str) -> bool:
@@ -247,31 +278,30 @@ def _symbolic(given: str, reference: str) -> bool:
     from latex2sympy2_extended.logic import And
     from sympy.core.relational import Relational
 
+    broken = _BROKEN.search(given)
+    if not broken and "".join(given.split()) == "".join(reference.split()):
+        return True
     y = _parse(reference)
     if y is None:
         if _PROSE.fullmatch(reference):
             return False
-        raise _Unreadable
-    x = None if _BROKEN.search(given) else _parse(given)
+        raise _NoAlgebra
+    x = None if broken else _parse(given)
     if x is None:
         return False
-    if isinstance(y, Relational | And) and isinstance(x, sympy.Expr):
-        return False
-    if isinstance(x, Relational | And) and isinstance(y, sympy.Expr) and not _names_its_right_side(x):
-        return False
+    if isinstance(x, Relational | And) and isinstance(y, sympy.Expr):
+        if not _names_its_right_side(x):
+            return False
+        x = (x.args[0] if isinstance(x, And) else x).rhs
     if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):
         if (symbols := x.free_symbols | y.free_symbols) and all(symbol.name == "i" for symbol in symbols):
             x, y = (z.subs({symbol: sympy.I for symbol in symbols}) for z in (x, y))
-        same = _close(x, y) if not x.free_symbols and not y.free_symbols else _agree(x, y)
-    elif isinstance(x, sympy.Eq) and isinstance(y, sympy.Eq):
-        same = _agree(x.lhs - x.rhs, y.lhs - y.rhs, ratio=True)
-    else:
-        same = None
-    if same is not None:
-        return same
-    _, verify, _ = _math_verify()
-    return bool(verify(y, x, float_rounding=6, numeric_precision=30, allow_set_relation_comp=True,
-                       timeout_seconds=None))
+        decimals = min((len(z.rpartition(".")[2]) for z in (given, reference) if _DECIMAL.fullmatch(z)), default=None)
+        return algebra.close(x, y, decimals) if not x.free_symbols | y.free_symbols else algebra.agree(x, y)
+    if isinstance(x, sympy.Eq) and isinstance(y, sympy.Eq) and all(isinstance(z, sympy.Expr) for z in x.args + y.args):
+        return algebra.agree(x.lhs - x.rhs, y.lhs - y.rhs, ratio=True)
+    kinds = Relational | And | sympy.Set, sympy.MatrixBase | sympy.MatrixExpr
+    return any(isinstance(x, kind) and isinstance(y, kind) for kind in kinds) and algebra.verify(x, y)
 
 
 def _names_its_right_side(relation: Any) -> bool:
@@ -279,44 +309,9 @@ def _names_its_right_side(relation: Any) -> bool:
     import sympy
 
     equation = relation.args[0] if relation.args and hasattr(relation.args[0], "lhs") else relation
-    left, right = getattr(equation, "lhs", None), getattr(equation, "rhs", None)
-    if left is None or right is None:
+    if not isinstance(equation, sympy.Eq) or not isinstance(equation.rhs, sympy.Expr):
         return False
+    left, right = equation.lhs, equation.rhs
     if left.is_Symbol or isinstance(left, sympy.core.function.AppliedUndef):
         return True
-    return not left.free_symbols and not right.free_symbols and bool(_close(left, right))
-
-
-def _close(x: Any, y: Any) -> bool | None:
-    """The same rational numbers, or within 1e-6 of the larger; None for what is no pair of finite numbers."""
-    import sympy
-
-    a, b = sympy.N(x, 30), sympy.N(y, 30)
-    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
-        return None
-    larger = abs(a) if abs(a) > abs(b) else abs(b)
-    if x.is_rational and y.is_rational:
-        return bool(x.doit() == y.doit() if larger < sympy.Float("1e2000") else x == y)
-    return bool(abs(a - b) <= larger * sympy.Float("1e-6"))
-
-
-def _agree(x: Any, y: Any, *, ratio: bool = False) -> bool | None:
-    """Whether two expressions have the same values, or values in the same ratio, at three points. It says what simplify
-    would, without its bombs (Schwartz, "Fast Probabilistic Algorithms", 1980); None where a value is no finite number.
-    """
-    import sympy
-
-    symbols = sorted(x.free_symbols | y.free_symbols, key=str)
-    ratios = []
-    for point in range(3):
-        at = {s: sympy.Float(_POINTS[(3 * i + point) % len(_POINTS)], 30) for i, s in enumerate(symbols)}
-        a, b = (z.evalf(30, subs=at) for z in (x, y))
-        if not (a.is_number and b.is_number and a.is_finite and b.is_finite) or b.is_zero:
-            return None
-        ratios.append(a / b)
-    one = ratios[0] if ratio else 1
-    return bool(one != 0) and all(bool(abs(r - one) <= abs(one) * sympy.Float("1e-12")) for r in ratios)
-
-
-_POINTS = ("0.7310585786", "-1.6180339887", "2.6651441426", "-0.5772156649", "1.2020569031", "0.9159655941",
-           "1.4513692348", "0.2614972128", "-2.5029078750", "1.7632228343", "0.3036630028")
+    return not left.free_symbols and not right.free_symbols and algebra.close(left, right)
