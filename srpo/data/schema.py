@@ -71,13 +71,15 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def parse_json(text: bytes | str, where: str) -> Any:
-    """Raises UserError that begins with `where`."""
+    """The value, of UTF-8 with or without a byte order mark. Raises UserError that begins with `where`."""
     try:
-        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except UnicodeDecodeError as e:
         raise UserError(f"{where}: not valid UTF-8: {e.reason} at byte {e.start + 1}") from None
     except json.JSONDecodeError as e:
         raise UserError(f"{where}: not valid JSON: {e.msg} at column {e.colno}") from None
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{where}: JSON that cannot be read: {str(e).split(';')[0]}") from None
 
 
 def _table(path: Path) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from srpo.prepare.rows import Row
 
@@ -35,6 +36,10 @@ def cleaner(*examples: tuple[str, str]) -> Callable[[Callable[[str], str]], Call
 
 def clean(row: Row) -> Row:
     """The row with a clean prompt and answer. Code blocks are left as they are."""
+    # Half a surrogate pair is no character: neither Parquet nor a tokenizer takes it.
+    whole: dict[str, Any] = {name: re.sub("[\ud800-\udfff]", "", value)
+                             for name, value in vars(row).items() if isinstance(value, str)}
+    row = replace(row, **whole)
     parts = re.split(r"(```.*?```)", row.prompt, flags=re.DOTALL)
     prompt = "".join(part if part.startswith("```") else _apply(part) for part in parts).strip()
     solution = row.solution and row.solution.removeprefix("\ufeff").replace("\r\n", "\n")

@@ -8,9 +8,14 @@ and of `save_to_disk`), or `hf:OWNER/NAME` with an optional `:PATTERN` that says
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from srpo.data.schema import parse_json
 from srpo.errors import UserError
@@ -19,8 +24,8 @@ SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-def files(source: str) -> list[Path]:
-    """The files of a source, sorted. Raises UserError when there are none."""
+def files(source: str, out: Path | None = None) -> list[Path]:
+    """The files of a source, sorted; of a directory, those that are not in `out`. UserError when there are none."""
     path = _download(source) if source.startswith("hf:") else Path(source)
     if not path.exists():
         raise UserError(f"{source}: no such file or directory; a data set of the hub is written hf:OWNER/NAME")
@@ -28,7 +33,8 @@ def files(source: str) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{source}: unknown kind of file; known: {', '.join(SUFFIXES)}")
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.name not in _DESCRIPTIONS)
+    found = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.name not in _DESCRIPTIONS
+                   and not (out and p.resolve().is_relative_to(out.resolve())))
     tables = [p for p in found if p.suffix in (".parquet", ".arrow")]
     if not found:
         raise UserError(f"{source}: holds none of {', '.join(SUFFIXES)}")
@@ -67,9 +73,8 @@ def _download(source: str) -> Path:
 def count(path: Path) -> int:
     """Records of a file, for a progress bar: lines of JSON that have not been looked at."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return int(pq.ParquetFile(path).metadata.num_rows)
+        with _readable(path):
+            return int(pq.ParquetFile(path).metadata.num_rows)
     if ".jsonl" in path.name:
         with _open(path) as file:
             return sum(1 for line in file if line.strip())
@@ -77,25 +82,26 @@ def count(path: Path) -> int:
 
 
 def _table(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = path.suffix == ".parquet"
-        for batch in pq.ParquetFile(path).iter_batches(1000) if table else pa.ipc.open_stream(path):
+    with _readable(path):
+        for batch in pq.ParquetFile(path).iter_batches(1000) if path.suffix == ".parquet" else _batches(path):
             yield from batch.to_pylist()
-    except pa.ArrowInvalid as e:
-        raise UserError(f"{path}: not a valid {path.suffix[1:].capitalize()} file: {e}") from None
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Of either of Arrow's formats: the stream, which `save_to_disk` writes, or the file."""
+    with path.open("rb") as file:
+        if file.read(6) == b"ARROW1":
+            table = pa.ipc.open_file(path)
+            yield from map(table.get_batch, range(table.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(path)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     with _open(path) as file:
-        try:
-            for n, line in enumerate(file, 1):
-                if line.strip():
-                    yield n, parse_json(line, f"{path}:{n}")
-        except gzip.BadGzipFile as e:
-            raise UserError(f"{path}: not a valid gzip file: {e}") from None
+        for n, line in enumerate(file, 1):
+            if line.strip():
+                yield n, parse_json(line, f"{path}:{n}")
 
 
 def _array(path: Path) -> list[Any]:
@@ -106,5 +112,20 @@ def _array(path: Path) -> list[Any]:
     return rows
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    with _readable(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield file  # type: ignore[misc]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says which file it is that cannot be read."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise UserError(f"{path}: not a valid gzip file: {e}") from None
+    except pa.ArrowInvalid as e:
+        raise UserError(f"{path}: not a valid {path.suffix[1:].capitalize()} file: {str(e).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}") from None

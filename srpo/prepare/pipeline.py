@@ -48,13 +48,15 @@ def prepare(sources: Sequence[str], out: Path, *, benchmarks: Sequence[str] = ()
     Raises UserError naming file and line of a record that cannot be read, and when no row is left.
     """
     console = console or Console(stderr=True)
-    inputs = [path for source in sources for path in files(source)]
+    inputs = [path for source in sources for path in files(source, out)]
     against = [path for source in benchmarks for path in files(source)]
     store = Store(out / "work", "filter", [*inputs, *against])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         rows = _filter(inputs, tuple(map(str, against)), store, workers, progress)
+        if not rows:
+            raise UserError(f"{', '.join(sources)}: no rows in it")
         _number(rows)
         with closing(Answers(workers)) as answers:
             _compare(rows, answers.agree)
@@ -123,12 +125,16 @@ def _collect(running: dict[Future[T], str], done: Callable[[str, T], None]) -> N
 
 
 def _number(rows: Sequence[Stored]) -> None:
-    """Make ids unique: what two sources call the same gets -2, -3, ..."""
+    """Make ids unique: what two sources call the same gets -2, -3, ..., unless that is somebody's id."""
+    given = {row["id"] for row in rows}
     seen: Counter[str] = Counter()
     for row in rows:
-        seen[row["id"]] += 1
-        if seen[row["id"]] > 1:
-            row["id"] += f"-{seen[row['id']]}"
+        id = row["id"]
+        seen[id] += 1
+        while seen[id] > 1 and f"{id}-{seen[id]}" in given:
+            seen[id] += 1
+        if seen[id] > 1:
+            row["id"] = f"{id}-{seen[id]}"
 
 
 def _compare(rows: Sequence[Stored], agree: Callable[[str, str], bool]) -> None:

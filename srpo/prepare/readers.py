@@ -29,15 +29,17 @@ def row(record: Record, where: str, name: str) -> Row:
         if all(any(f in record for f in alternatives.split("|")) for alternatives in fields):
             try:
                 found = convert(record)
-            except (UserError, ValueError) as e:
+                if not isinstance(found.solution, str | None):
+                    raise UserError(f"the solution must be text, found {type(found.solution).__name__}")
+            except UserError as e:
                 raise UserError(f"{where}: read as {layout}: {e}") from None
-            except (TypeError, KeyError, AttributeError) as e:  # a field of another type, or without a part of it
+            except (ValueError, TypeError, KeyError, AttributeError) as e:  # of another type, or without a part of it
                 raise UserError(f"{where}: read as {layout}: a field is not as that layout has it: "
                                 f"{type(e).__name__}: {e}") from None
             found.id = found.id or name
             found.source, found.where = found.source or layout, where
             return found
-    raise UserError(f"{where}: its fields {', '.join(sorted(record))} are of no known layout; rename them to id, "
+    raise UserError(f"{where}: its fields ({', '.join(sorted(record))}) are of no known layout; rename them to id, "
                     "domain, prompt and answer or tests")
 
 
@@ -60,7 +62,9 @@ def _verl(r: Record) -> Row:
     id = f"{source}/{extra['split']}/{extra['index']}" if "split" in extra and "index" in extra else ""
     if r.get("ability") == "code" or (isinstance(truth, str) and re.match(r'\s*[\[{]\s*[\[{"]', truth)):
         return Row(id, "code", prompt, tests=_tests(truth), source=source)
-    return Row(id, "math", prompt, _answer(truth), solution=extra.get("answer"), source=source)
+    solution = extra.get("answer")  # GSM8K's worked one; elsewhere it may be anything
+    return Row(id, "math", prompt, _answer(truth), solution=solution if isinstance(solution, str) else None,
+               source=source)
 
 
 def _humaneval(r: Record) -> Row:
@@ -73,6 +77,8 @@ def _humaneval(r: Record) -> Row:
 
 def _mbpp(r: Record) -> Row:
     asserts = list(r["test_list"]) + list(r.get("challenge_test_list") or [])
+    if not all(isinstance(test, str) for test in asserts):
+        raise UserError("field 'test_list' must be a list of texts")
     setup = [_text(r, "test_setup_code"), *(r.get("test_imports") or [])]
     code = "\n".join(line.replace("\r\n", "\n") for line in [*setup, *asserts] if line)
     name, solution = None, _text(r, "code")
@@ -102,7 +108,7 @@ def _livecodebench(r: Record) -> Row:
     metadata = _loads(r.get("metadata") or "{}")
     if name := metadata.get("func_name"):
         tests = {"kind": "function", "entry_point": name.split(".")[-1], "cases": [
-            {"args": [json.loads(line) for line in c["input"].split("\n") if line], "expected": json.loads(c["output"])}
+            {"args": [_loads(line) for line in c["input"].split("\n") if line], "expected": _loads(c["output"])}
             for c in cases]}
     else:
         tests = {"kind": "stdio", "cases": [{"input": c["input"], "output": c["output"]} for c in cases]}
@@ -202,6 +208,8 @@ def _tests(value: Any) -> dict[str, Any]:
     if not isinstance(tests, dict) or not {"inputs", "outputs"} <= set(tests):
         raise UserError("tests are neither {kind, ...} nor {inputs, outputs}")
     inputs, outputs = tests["inputs"], tests["outputs"]
+    if len(inputs) != len(outputs):
+        raise UserError(f"tests have {len(inputs)} inputs and {len(outputs)} outputs")
     if name := tests.get("fn_name"):
         wrapped = all(isinstance(o, list) and len(o) == 1 for o in outputs)
         return {"kind": "function", "entry_point": name, "cases": [
@@ -226,7 +234,7 @@ def _cases(value: Any) -> list[dict[str, str]]:
     if isinstance(value, str) and not value.lstrip().startswith("["):
         try:
             value = _Plain(io.BytesIO(zlib.decompress(base64.b64decode(value)))).load()
-        except (zlib.error, pickle.UnpicklingError, EOFError) as e:
+        except (ValueError, zlib.error, pickle.UnpicklingError, EOFError) as e:
             raise UserError(f"private_test_cases: {e}") from None
     cases = _loads(value)
     if not isinstance(cases, list) or not all(isinstance(c, dict) and {"input", "output"} <= set(c) for c in cases):
@@ -237,7 +245,7 @@ def _cases(value: Any) -> list[dict[str, str]]:
 def _called(test: str, program: str) -> str | None:
     """The function of the program that a test calls first."""
     try:
-        defined = {n.name for n in ast.parse(program).body if isinstance(n, ast.FunctionDef)}
+        defined = {n.name for n in ast.parse(program.lstrip("\ufeff")).body if isinstance(n, ast.FunctionDef)}
         calls = [n.func.id for n in ast.walk(ast.parse(test.strip()))
                  if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     except SyntaxError:

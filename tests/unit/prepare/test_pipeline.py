@@ -112,14 +112,49 @@ def test_workers_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("bad", "expected"), [
     ('{"question": ', r"m\.jsonl:2: not valid JSON"),
     ("[1]", r"m\.jsonl:2: expected an object, found list"),
-    ({"text": "Add."}, r"m\.jsonl:2: its fields text are of no known layout; rename"),
+    ({"text": "Add."}, r"m\.jsonl:2: its fields \(text\) are of no known layout; rename"),
     ({"question": 7.5, "answer": "1"}, r"m\.jsonl:2: read as gsm8k: field 'question' must be text, found float"),
     ({"text": "Add.", "code": ADD, "test_list": None}, r"m\.jsonl:2: read as mbpp: a field is not as that layout"),
     ({"question": "?", "input_output": "{"}, r"m\.jsonl:2: read as apps: not valid JSON in '\{'"),
+    ({"question": "?", "input_output": {"inputs": ["1"], "outputs": []}}, "apps: tests have 1 inputs and 0 outputs"),
+    ({"question": "?", "input_output": {"inputs": [], "outputs": []}, "solutions": [1]}, "must be text, found int"),
+    ({"text": "Add.", "code": ADD, "test_list": [1]}, r"m\.jsonl:2: read as mbpp: field 'test_list' must be a list of"),
+    ({"question_content": "?", "public_test_cases": "[]", "private_test_cases": "!!"}, "private_test_cases: "),
+    ({"question_content": "?", "metadata": '{"func_name": "f"}', "public_test_cases": [{"input": "x", "output": "1"}]},
+     r"m\.jsonl:2: read as livecodebench: not valid JSON in 'x'"),
+    ('{"question": ' + "[" * 100_000, r"m\.jsonl:2: JSON that cannot be read: maximum recursion"),
+    ('{"question": "?", "answer": ' + "9" * 5000 + "}", r"m\.jsonl:2: JSON that cannot be read: Exceeds the limit"),
 ])
 def test_bad_row_is_named(tmp_path: Path, bad: Any, expected: str):
     with pytest.raises(UserError, match=expected):
         pipeline.prepare([lines(tmp_path / "m.jsonl", math(10), bad)], tmp_path / "out", console=QUIET)
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("a.jsonl.gz", b"hello", "not a valid gzip file: Not a gzipped file"),
+    ("a.jsonl.gz", gzip.compress(b'{"question": "?", "answer": "1"}\n' * 500)[:-9], "not a valid gzip file: Compr"),
+    ("a.parquet", b"PAR1xxxx", "not a valid Parquet file: "), ("a.arrow", b"ARROW1", "not a valid Arrow file: "),
+    ("a.jsonl", b"\n", "no rows in it"),
+])
+def test_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, expected: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: {expected}"):
+        pipeline.prepare([str(tmp_path / name)], tmp_path / "out", console=QUIET)
+
+
+def test_a_folder_that_holds_out_is_read_without_it(tmp_path: Path):
+    lines(tmp_path / "m.jsonl", math(10), math(11))
+    for _ in range(2):
+        pipeline.prepare([str(tmp_path)], tmp_path / "out", console=QUIET)
+    assert len(read_problems([tmp_path / "out/train.parquet"])) == 2
+
+
+def test_byte_order_mark_line_ends_and_half_characters(tmp_path: Path):
+    rows = [math(10), math(11, id="\udc00"), {**mbpp(), "code": "\ufeff" + ADD.replace("\n", "\r\n")}]
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(r) + "\r\n" for r in rows).encode())
+    pipeline.prepare([str(path)], tmp_path / "out", console=QUIET)
+    assert pq.read_table(tmp_path / "out/train.parquet")["solution"].to_pylist()[2] == ADD
 
 
 def test_nothing_left(tmp_path: Path):
@@ -130,9 +165,10 @@ def test_nothing_left(tmp_path: Path):
 
 def test_same_ids_become_unique(tmp_path: Path):
     a = lines(tmp_path / "a.jsonl", {"id": "x", "problem": "What is $1+1$?", "answer": "2"})
-    b = lines(tmp_path / "b.jsonl", {"id": "x", "problem": "What is $1+2$?", "answer": "3"})
+    b = lines(tmp_path / "b.jsonl", {"id": "x", "problem": "What is $1+2$?", "answer": "3"},
+              {"id": "x-2", "problem": "What is $1+3$?", "answer": "4"})
     pipeline.prepare([a, b], tmp_path / "out", console=QUIET)
-    assert [p.id for p in read_problems([tmp_path / "out/train.parquet"])] == ["x", "x-2"]
+    assert [p.id for p in read_problems([tmp_path / "out/train.parquet"])] == ["x", "x-3", "x-2"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
