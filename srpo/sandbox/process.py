@@ -115,12 +115,12 @@ class Sandbox:
             answer = self._control.recv(4096).decode() or "died"
             fault = "" if answer == "ended" else answer
         except OSError as e:
-            fault = str(e)
+            fault = "gives no answer" if isinstance(e, TimeoutError) else "died"
         finally:
             if fault:
                 self._replace()
         if fault:
-            raise OSError(f"the sandbox's process failed: {fault}")
+            raise OSError(f"the sandbox's process {fault}")
 
     def _replace(self) -> None:
         """A new zygote for one that died or does not answer."""

@@ -101,7 +101,7 @@ class Zygote:
                 pid, here = self._fork(fds, size)
             except OSError as e:                              # the host's fault, not the program's
                 self._control.recv(16)
-                self._control.send(f"cannot start a program: {e}".encode())
+                self._control.send(f"could not start a program: {e}".encode())
                 return
             finally:
                 for fd in fds:

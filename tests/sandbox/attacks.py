@@ -216,6 +216,7 @@ NETWORK = [
            DENIED),
     Attack("packets to any path", "import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)" + HONEST,
            DENIED),
+    Attack("name taken", "import socket\na, b = socket.socketpair()\na.bind('\\0srpo-attack')" + HONEST, DENIED),
     Attack("pair of another family", libc("C.socketpair(30, 1, 0, ctypes.create_string_buffer(8))"), DENIED),
     Attack("web page", "import urllib.request\nurllib.request.urlopen('http://127.0.0.1')", DENIED + "|URLError"),
     Attack("kernel's own sockets", "import socket\nsocket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", DENIED),

@@ -100,7 +100,7 @@ def test_a_zygote_that_dies_under_a_program_says_nothing_about_it(name):
     zygote = max(descendants(sandbox._process.pid))
     killer = threading.Timer(0.5, lambda: os.kill(zygote, signal.SIGKILL))
     killer.start()
-    with pytest.raises(OSError, match="the sandbox's process failed"):
+    with pytest.raises(OSError, match="the sandbox's process died"):
         _judge(sandbox, "while True: pass", FUNCTION, Limits(wall=60, cpu=60))
     wait_for(lambda: zygote not in living())
     assert _judge(sandbox, HONEST, FUNCTION, Limits()).passed == 1
@@ -111,7 +111,7 @@ def test_a_zygote_that_dies_under_a_program_says_nothing_about_it(name):
 def test_a_host_that_cannot_start_a_program_is_no_fault_of_the_program():
     sandbox = Sandbox("landlock")
     os.rmdir(sandbox._scratch)
-    with pytest.raises(OSError, match="cannot start a program: .*No such file"):
+    with pytest.raises(OSError, match="the sandbox's process could not start a program: .*No such file"):
         _judge(sandbox, HONEST, FUNCTION, Limits())
     assert _judge(sandbox, HONEST, FUNCTION, Limits()).passed == 1
     sandbox.close()
