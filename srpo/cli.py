@@ -1,4 +1,4 @@
-"""The command line: `srpo train`, `srpo export`, `srpo prepare`, `srpo doctor`.
+"""The command line: `srpo train`, `srpo export`, `srpo prepare`, `srpo plan`, `srpo doctor`.
 
 Nothing heavy is imported until the arguments and the configuration are known to be good: `--help` and every message
 about a bad setting appear before torch loads.
@@ -96,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--benchmark", metavar="SOURCE", action="append", default=[],
                          help="drop what overlaps with its questions; repeatable")
     prepare.add_argument("--no-verify", action="store_true", help="neither grade reference answers nor run solutions")
+    prepare.add_argument("--allow-unsafe-sandbox", action="store_true", help="run solutions even where the host cannot "
+                         "isolate them: they may read and write whatever this account may")
     prepare.add_argument("--model", metavar="DIR", help="measure difficulty: pass@k with this model through vLLM")
     prepare.add_argument("--samples", metavar="K", type=int, default=8, help="responses a problem (%(default)s)")
     prepare.add_argument("--easy", metavar="RATE", type=float, default=0.75, help="pass rate from which a problem is "
@@ -107,6 +109,18 @@ def _parser() -> argparse.ArgumentParser:
                          help="as data.template (%(default)s)")
     prepare.add_argument("--workers", metavar="N", type=int, default=os.cpu_count(), help="processes (all cores)")
     prepare.set_defaults(handler=_prepare)
+
+    plan = commands.add_parser(
+        "plan", help="does a configuration fit a cluster, how fast is a step, which layout is better",
+        description="Predict memory and time of a configuration on a cluster, without running it; docs/planning.md has "
+                    "the formulas. The exit code is 1 where it does not fit.")
+    plan.add_argument("config", metavar="CONFIG", help="YAML file")
+    plan.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings in place of the file's")
+    plan.add_argument("--gpus", metavar="N", type=int, required=True, help="GPUs in all")
+    plan.add_argument("--gpu", default="h100", help="h100 or h200 (%(default)s)")
+    plan.add_argument("--ledger", metavar="RUN", type=Path, help="a run whose response lengths to reckon with")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(handler=_plan)
 
     doctor = commands.add_parser(
         "doctor", help="what is installed, what is active and why, what is missing",
@@ -142,16 +156,27 @@ def _export(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     _start_log()
+    from srpo import sandbox
     from srpo.prepare.difficulty import Difficulty
     from srpo.prepare.pipeline import prepare
 
+    if args.allow_unsafe_sandbox:
+        sandbox.allow_unsafe()
     difficulty = None
     if args.model:
         difficulty = Difficulty(args.model, args.samples, args.easy, args.hard, max_tokens=args.max_tokens,
-                                template=args.template)
+                                template=args.template, allow_unsafe_sandbox=args.allow_unsafe_sandbox)
+        if not Path(args.model, "config.json").is_file():
+            raise UserError(f"--model {args.model}: no model there, config.json is missing")
     prepare(args.sources, args.out, benchmarks=args.benchmark, difficulty=difficulty, verify=not args.no_verify,
             workers=args.workers)
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from srpo.plan.command import plan
+
+    return plan(args.config, args.overrides, args.gpus, args.gpu, args.ledger, args.json)
 
 
 def _doctor(args: argparse.Namespace) -> int:

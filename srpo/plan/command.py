@@ -1,0 +1,122 @@
+"""`srpo plan`: judge a configuration, look for better layouts, print both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from srpo import config as configuration
+from srpo.check import check
+from srpo.config import Config
+from srpo.errors import UserError
+from srpo.plan import memory, workload
+from srpo.plan.hardware import GIB, Assumption, Gpu, gpu
+from srpo.plan.job import Job
+from srpo.plan.layouts import Candidate, search
+from srpo.plan.reshard import Sync, sync
+from srpo.plan.shape import Shape, with_model
+from srpo.plan.simulate import Comparison, compare
+from srpo.plan.speed import decoder
+from srpo.plan.workload import Workload
+
+STEPS = 3
+"""Steps of a run, its last ones, or synthetic ones that are replayed."""
+SURPLUS = 0.25
+"""Groups in flight beyond a step's, in the replay of over-sampling."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is printed."""
+
+    title: str
+    verdict: str
+    """Why the configuration does not run or does not fit; "" if it does."""
+    own: Candidate | None
+    """The configuration's layout; None where it cannot run at all."""
+    layouts: list[Candidate]
+    comparison: Comparison | None
+    """With the configuration's layout, or else the best."""
+    assumptions: list[Assumption]
+
+    @property
+    def sync(self) -> Sync | None:
+        return sync(self.own.job) if self.own else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able; bytes and seconds."""
+        return {
+            "title": self.title, "fits": not self.verdict, "verdict": self.verdict,
+            "configuration": _as_dict(self.own) if self.own else None,
+            "layouts": [_as_dict(c) for c in self.layouts],
+            "savings": asdict(self.comparison) if self.comparison else None,
+            "assumptions": [asdict(a) for a in self.assumptions],
+        }
+
+
+def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path | None, as_json: bool) -> int:
+    """Print the plan; 0 if the configuration fits, else 1."""
+    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), f"{path} on {gpus} {gpu_name}", ledger)
+    if as_json:
+        print(json.dumps(made.as_dict(), indent=2))
+    else:
+        from srpo.plan.report import show
+
+        show(made)
+    return 1 if made.verdict else 0
+
+
+def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None = None) -> Plan:
+    """Raises UserError for a model whose sizes are not known, or an unreadable ledger."""
+    if gpus < 1:
+        raise UserError(f"--gpus {gpus}: must be positive")
+    config = with_model(config)
+    steps = workload.recorded(ledger, config)[-STEPS:] if ledger else workload.synthetic(config, STEPS)
+    work = Workload(steps[-1])
+    job = Job(config, Shape.of(config), gpus)
+    own, verdict = None, refusal(config, gpus)
+    if not verdict:
+        own = Candidate(job, device, work)
+        verdict = misfit(own)
+    layouts = search(job, device, work)
+    shown = own if own and not verdict else next(iter(layouts), None)
+    comparison = None
+    if shown:
+        comparison = compare(decoder(shown.job, device), steps, shown.job.replicas, SURPLUS, config.resample.drop_at)
+    return Plan(title, verdict, own, layouts, comparison, [*workload.assumptions(config, ledger, work), *device.assumptions])
+
+
+def refusal(config: Config, gpus: int) -> str:
+    """Why `srpo train` would not begin, or ""."""
+    try:
+        check(config, gpus)
+    except UserError as e:
+        return f"cannot run: {e}"
+    return ""
+
+
+def misfit(candidate: Candidate) -> str:
+    """Why it would run out of memory, or ""."""
+    job, worst = candidate.job, candidate.worst
+    if candidate.spare < 0:
+        return (f"does not fit: {worst.name} needs {worst.total / GIB:.1f} GiB of {candidate.gpu.memory.value:.1f}, "
+                f"{-candidate.spare / GIB:.1f} too much (the moment: {worst.moment}, pipeline stage {worst.stage})")
+    holds = job.config.rollout.kv_cache_gib * GIB / job.kv_bytes_per_token
+    if holds < job.longest + 1:
+        return (f"does not fit: rollout.kv_cache_gib = {job.config.rollout.kv_cache_gib:g} holds {holds:,.0f} tokens, and "
+                f"the longest sequence has {job.longest + 1:,}")
+    return ""
+
+
+def _as_dict(candidate: Candidate) -> dict[str, Any]:
+    times, moved = candidate.times, sync(candidate.job)
+    return {
+        "settings": candidate.settings,
+        "memory": {p.name: {"moment": p.moment, "stage": p.stage, "total": p.total, **p.terms} for p in candidate.phases},
+        "host_memory": memory.host(candidate.job), "spare": candidate.spare,
+        "sync_bytes": {"fullest_rank": max(moved.needed), "owned": max(moved.owned)},
+        "seconds": {**times.phases, "step": times.total},
+        "tokens_per_second_per_gpu": times.tokens_per_gpu, "mfu_update": times.mfu, "mfu_step": times.mfu_step,
+    }

@@ -1,0 +1,104 @@
+"""One configuration on a number of GPUs: the quantities that memory and time formulas share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from srpo.config import Config
+from srpo.plan.shape import Shape
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """`config` on `gpus` GPUs. srpo.check has accepted it."""
+
+    config: Config
+    shape: Shape
+    gpus: int
+
+    @property
+    def tensor(self) -> int:
+        return self.config.parallel.tensor
+
+    @property
+    def pipeline(self) -> int:
+        return self.config.parallel.pipeline
+
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks, over which the optimizer's state is divided."""
+        return self.gpus // (self.tensor * self.pipeline)
+
+    @property
+    def replicas(self) -> int:
+        """vLLM engines' replicas."""
+        return self.gpus // self.config.rollout_ranks
+
+    @property
+    def aliased(self) -> bool:
+        """vLLM's parameters are the trainer's."""
+        theirs = (self.config.rollout_tensor, self.config.rollout.pipeline)
+        return theirs == (self.tensor, self.pipeline)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a parameter and of an activation."""
+        return {"float32": 4, "bfloat16": 2}[self.config.model.dtype]
+
+    @property
+    def responses(self) -> int:
+        """Of a step, over all replicas."""
+        return self.config.batch.prompts * self.config.batch.samples
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the trainer reads: a prompt and a response at their limits. The last
+        token is predicted, never read."""
+        return self.config.data.max_prompt_tokens + self.config.rollout.max_response_tokens - 1
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens of one forward pass, padded as for sequence parallelism."""
+        batch = self.config.batch
+        return _up(batch.micro_batch_tokens or batch.micro_batch * self.longest, self.tensor)
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Most response tokens of one forward pass; under a token budget prompts may be short."""
+        batch = self.config.batch
+        return batch.micro_batch_tokens or batch.micro_batch * self.config.rollout.max_response_tokens
+
+    def micro_batches(self, tokens: float) -> int:
+        """Forward passes of one data-parallel rank and update, which reads so many tokens in it."""
+        batch = self.config.batch
+        if batch.micro_batch_tokens:
+            return max(1, math.ceil(tokens / batch.micro_batch_tokens))
+        return math.ceil(self.responses / (self.data * batch.updates * batch.micro_batch))
+
+    @cached_property
+    def stages(self) -> list[int]:
+        """Elements of the parameter buffer on a rank of each pipeline stage, Megatron's padding counted: parameters
+        begin at multiples of 64 elements, buffers end at multiples of 128 and of the data-parallel size."""
+        divisor = math.lcm(self.data, 128)
+        found = []
+        for stage in range(self.pipeline):
+            sizes = self.shape.stage(stage, self.tensor, self.pipeline)
+            # Tied embeddings that two stages share are a bucket of their own on both, padded by itself.
+            shared = self.shape.tied and self.pipeline > 1 and stage in (0, self.pipeline - 1)
+            own = self.shape.embedding(self.tensor) if shared else 0
+            found.append(_up(sum(_up(n, 64) for n in sizes) - _up(own, 64), divisor) + _up(own, divisor))
+        return found
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of KV cache that one token takes on a rank."""
+        heads = max(1.0, self.shape.kv_heads / self.config.rollout_tensor)
+        return 2 * heads * self.shape.head_dim * self.itemsize * self.shape.layers / self.config.rollout.pipeline
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

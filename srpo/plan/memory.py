@@ -1,0 +1,258 @@
+"""Memory of one GPU in every phase of a step, term by term, from what the code allocates.
+
+Buffers are exact: Megatron-Core's contiguous parameters and float32 gradients, the distributed optimizer's shard, vLLM's
+KV cache. Activations are the tensors that autograd keeps, layer by layer, as srpo/megatron/model.py makes them (nothing
+is fused but norms and attention), plus what the worst moment of the backward pass needs beside them. The largest
+micro-batch counts, full of responses at their limit: what fits then cannot run out of memory.
+
+`device="cpu"` describes the same code on CPU, where the formulas are compared with measured allocations
+(tests/distributed/test_plan_memory.py). What differs there: RMSNorm is composed of float32 operators; attention is one
+kernel a sequence; gloo copies the gradients to reduce them; AdamW works tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from srpo.plan.job import FLOAT32, Job
+from srpo.plan.reshard import sync
+
+Device = Literal["cuda", "cpu"]
+
+CHUNK = {"cuda": 2**29, "cpu": 2**26}
+"""Logits that srpo_kernels.linear holds at a time, in elements. A test compares it with srpo_kernels."""
+PREFILL = 16384
+"""Tokens that vLLM's LLM class schedules at once on an H100 or H200 (max_num_batched_tokens)."""
+SAMPLER = 18
+"""Bytes of vLLM's sampler a sequence and vocabulary entry: bfloat16 logits, float32 logits, log-probs, probabilities
+and noise."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a GPU holds at the worst moment of a phase, in bytes, on the fullest pipeline stage."""
+
+    name: str
+    moment: str
+    stage: int
+    terms: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms.values())
+
+
+def phases(job: Job, reserve: int = 0, graphs: int = 0, device: Device = "cuda") -> list[Phase]:
+    """Generation, scoring (where there is any), update and sync. `reserve`: bytes taken beside torch's allocations;
+    `graphs`: by vLLM's CUDA graphs."""
+    taken = {"reserve": reserve, "CUDA graphs": 0 if job.config.rollout.eager else graphs}
+
+    def worst(name: str, moments: list[tuple[str, int, dict[str, int]]]) -> Phase:
+        moment, stage, terms = max(moments, key=lambda m: sum(m[2].values()))
+        return Phase(name, moment, stage, {k: v for k, v in (terms | taken).items() if v})
+
+    stages = range(job.pipeline)
+    found = [worst("generation", [("sampling", s, _generation(job, s, device)) for s in stages])]
+    if job.config.batch.updates > 1 and job.config.algorithm.old_logprobs == "trainer" or job.config.algorithm.kl:
+        found.append(worst("scoring", [("forward", s, _scoring(job, s, device)) for s in stages]))
+    found.append(worst("update", [(m, s, terms) for s in stages for m, terms in _update(job, s, device)]))
+    if not job.aliased:
+        found.append(worst("sync", [("copying", s, _sync(job, s)) for s in stages]))
+    return found
+
+
+def host(job: Job) -> dict[str, int]:
+    """Bytes of host memory that one rank takes for state, at most: vLLM's and the graders' processes not counted."""
+    weights = max(job.stages)
+    terms = {
+        # srpo/megatron/checkpoint.py: a rank gathers the whole optimizer state of its tensor and pipeline shard.
+        "checkpoint snapshot": weights * (job.itemsize + 3 * FLOAT32),
+        "reference policy": weights * job.itemsize if job.config.algorithm.kl else 0,
+        # vLLM's own weights, while it sleeps
+        "vLLM's weights": max(sync(job).owned),
+        "offloaded state": optimizer_state(job, max(job.stages)) if job.config.parallel.offload else 0,
+    }
+    return {k: v for k, v in terms.items() if v}
+
+
+# -- state ----------------------------------------------------------------------------------------------------------
+
+
+def optimizer_state(job: Job, elements: int) -> int:
+    """The distributed optimizer's shard: two moments, and a float32 copy of parameters that are not float32."""
+    return (2 if job.itemsize == FLOAT32 else 3) * FLOAT32 * elements // job.data
+
+
+def _state(job: Job, stage: int) -> dict[str, int]:
+    elements = job.stages[stage]
+    return {"parameters": job.itemsize * elements, "gradients": FLOAT32 * elements,
+            "optimizer state": optimizer_state(job, elements)}
+
+
+def _generation(job: Job, stage: int, device: Device) -> dict[str, int]:
+    shape, rollout, tensor = job.shape, job.config.rollout, job.config.rollout_tensor
+    state = _state(job, stage)
+    if job.config.parallel.offload:
+        state = {"parameters": state["parameters"]}
+    tokens = max(PREFILL, rollout.max_sequences)
+    width = 3 * shape.ffn // tensor + (2 * shape.query + 2 * shape.kv) // tensor + 3 * shape.hidden
+    return state | {
+        "rollout weights": max(sync(job).owned),
+        "KV cache": int(rollout.kv_cache_gib * 2**30),
+        "vLLM activations": tokens * width * job.itemsize,
+        "sampler": rollout.max_sequences * shape.vocab * SAMPLER,
+    }
+
+
+def _scoring(job: Job, stage: int, device: Device) -> dict[str, int]:
+    """Log-probs without gradients: one layer's tensors, or a chunk of logits."""
+    state, b, t = _state(job, stage), job.itemsize, job.micro_batch_tokens
+    if job.config.parallel.offload:
+        state = {"parameters": state["parameters"]}
+    layer = t * b * (5 * job.shape.ffn // job.tensor + 4 * _split_hidden(job) + 2 * job.shape.head_dim)
+    head = 0
+    if stage == job.pipeline - 1:
+        rows = min(job.micro_batch_rows, chunk_rows(job, device))
+        head = b * (job.shape.hidden * (t + job.micro_batch_rows) + rows * job.shape.vocab // job.tensor)
+    return state | {"working tensors": max(layer, head), "gather buffer": _gather_buffer(job)}
+
+
+def _sync(job: Job, stage: int) -> dict[str, int]:
+    """The reshard plan receives into vLLM's storage; at most a slice of one parameter waits elsewhere."""
+    largest = job.itemsize * max(job.shape.stage(stage, job.tensor, job.pipeline))
+    return _state(job, stage) | {"rollout weights": max(sync(job).owned), "slice in flight": largest}
+
+
+# -- update ---------------------------------------------------------------------------------------------------------
+
+
+def _update(job: Job, stage: int, device: Device) -> Iterator[tuple[str, dict[str, int]]]:
+    """(moment, terms) of each moment that can be the worst."""
+    state, elements, b = _state(job, stage), job.stages[stage], job.itemsize
+    last = stage == job.pipeline - 1
+    flight = job.pipeline - stage  # 1F1B: micro-batches whose backward pass is still to come, if there are enough
+    others, this = (flight - 1) * micro_batch(job, stage, device), micro_batch(job, stage, device)
+
+    def moment(name: str, activations: int, working: int) -> tuple[str, dict[str, int]]:
+        return name, state | {"gather buffer": _gather_buffer(job), "activations": activations,
+                              "working tensors": working}
+
+    if last:
+        norm = _final_norm(job, device)
+        yield moment("loss", others + this, head(job, device))
+        yield moment("backward of the final norm", others + this, _norm_backward(job, device))
+        this -= norm
+    recompute = job.config.parallel.recompute
+    if recompute != "none":  # what is computed again, and its output
+        again = layer(job, device) if recompute == "full" else feed_forward(job)
+        this += job.micro_batch_tokens * (again + b * _split_hidden(job))
+    yield moment("backward of the last layer", others + this, _layer_backward(job))
+    if stage == 0:
+        cast = FLOAT32 if device == "cpu" and b != FLOAT32 else 0  # before it is added to the float32 gradients
+        yield moment("embedding's gradient", others, (b + cast) * job.shape.embedding(job.tensor)
+                     + b * job.micro_batch_tokens * job.shape.hidden)
+    if device == "cpu":  # gloo works on copies
+        yield moment("gradient reduction", 0, FLOAT32 * elements)
+        yield moment("parameter gathering", 0, b * elements)
+        # AdamW tensor by tensor: a root and a quotient of the largest
+        largest = max(job.shape.stage(stage, job.tensor, job.pipeline))
+        yield moment("optimizer step", 0, 2 * FLOAT32 * min(largest, elements // job.data))
+    else:  # torch's AdamW over all tensors at once: the roots of the second moments
+        yield moment("optimizer step", 0, FLOAT32 * elements // job.data)
+
+
+def micro_batch(job: Job, stage: int, device: Device) -> int:
+    """Bytes that one micro-batch leaves behind on a stage for its backward pass."""
+    t, b, shape = job.micro_batch_tokens, job.itemsize, job.shape
+    kept = {"none": layer(job, device),
+            "selective": layer(job, device) - feed_forward(job),
+            "full": b * _split_hidden(job)}  # the layer's input
+    total = t * kept[job.config.parallel.recompute] * shape.layers // job.pipeline
+    total += 2 * t * shape.head_dim * b  # cosines and sines
+    if stage == job.pipeline - 1:
+        total += _final_norm(job, device)
+    else:
+        total += t * b * _split_hidden(job)  # the output, until its gradient arrives
+    return total
+
+
+def layer(job: Job, device: Device) -> int:
+    """Bytes that one layer keeps for its backward pass, a token.
+
+    Norms: their inputs (the residual stream) and outputs (inputs of the next linear layer). Attention: the stacked
+    query, key and value (its value part is a view), the rotated query and key, the output, the log-sum-exp.
+    """
+    shape, b, tensor = job.shape, job.itemsize, job.tensor
+    query, kv = shape.query // tensor, shape.kv // tensor
+    norms = 2 * (_norm(job, device) + b * _split_hidden(job))
+    attention = b * (query + 2 * kv + query + kv + query) + FLOAT32 * shape.heads // tensor
+    if shape.qk_norm:
+        attention += (shape.heads + shape.kv_heads) // tensor * FLOAT32
+        attention += (2 * FLOAT32 if device == "cpu" else 0) * (query + kv)
+    if device == "cpu":  # each sequence's output, then all of them joined
+        attention += b * query
+    return norms + attention + feed_forward(job)
+
+
+def feed_forward(job: Job) -> int:
+    """Of that the feed-forward part's, unfused: gate and up (2), silu(gate), up + 0, and their product."""
+    return job.itemsize * 5 * job.shape.ffn // job.tensor
+
+
+def head(job: Job, device: Device) -> int:
+    """Bytes of the fused loss beside the activations: hidden states, those of response tokens, their gradient, and a
+    chunk of logits with what its two products need."""
+    shape, b, rows = job.shape, job.itemsize, min(job.micro_batch_rows, chunk_rows(job, device))
+    vocab = shape.vocab // job.tensor
+    hidden = b * shape.hidden * (job.micro_batch_tokens + 2 * job.micro_batch_rows)
+    product = b * shape.hidden * rows  # the gradient of the rows, then a masked copy of them
+    if device == "cpu" and b != FLOAT32:  # and the weight's gradient block by block, cast to float32
+        product += (b + FLOAT32) * min(2**22, vocab * shape.hidden)
+    weight = 0
+    if job.config.parallel.overlap:  # the weight's gradient goes through autograd, summed in float32 over chunks
+        weight = vocab * shape.hidden * (b if job.micro_batch_rows <= rows else FLOAT32)
+    return hidden + b * rows * vocab + product + weight
+
+
+def chunk_rows(job: Job, device: Device) -> int:
+    """Rows of a chunk of logits, as srpo_kernels.linear counts them."""
+    rows = CHUNK[device] // (job.shape.vocab // job.tensor)
+    return max(1, rows if rows < 128 else rows // 128 * 128)
+
+
+def _layer_backward(job: Job) -> int:
+    """Working tensors in the feed-forward part of the last layer, whose activations are all still there: the gradient of
+    the residual stream, and of gate and up beside that of their product, or of the product and of the weight."""
+    t, hidden, ffn = job.micro_batch_tokens, job.shape.hidden, job.shape.ffn // job.tensor
+    return job.itemsize * (t * _split_hidden(job) + max(2 * t * ffn, t * (ffn + hidden) + hidden * ffn))
+
+
+def _norm_backward(job: Job, device: Device) -> int:
+    """Gradients of the hidden states before and after the final norm; on CPU four float32 ones."""
+    width = job.micro_batch_tokens * _split_hidden(job)
+    return (4 * FLOAT32 if device == "cpu" else 2 * job.itemsize) * width
+
+
+def _final_norm(job: Job, device: Device) -> int:
+    return job.micro_batch_tokens * _norm(job, device)
+
+
+def _norm(job: Job, device: Device) -> int:
+    """Bytes that an RMSNorm over the hidden size keeps, a token: its input and a statistic; on CPU a float32 copy of
+    the input (the input itself in float32) and the normalized values."""
+    width = _split_hidden(job)
+    if device == "cpu":
+        return 2 * FLOAT32 * width + FLOAT32
+    return job.itemsize * width + FLOAT32
+
+
+def _split_hidden(job: Job) -> int:
+    """Width of the residual stream a token and rank: sequence parallelism divides its tokens."""
+    return job.shape.hidden // (job.tensor if job.config.parallel.sequence else 1)
+
+
+def _gather_buffer(job: Job) -> int:
+    """Sequence parallelism gathers a linear layer's input in one buffer, which Megatron keeps."""
+    return job.micro_batch_tokens * job.shape.hidden * job.itemsize if job.config.parallel.sequence else 0

@@ -1,0 +1,130 @@
+"""A plan as tables."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from srpo.plan import memory
+from srpo.plan.command import SURPLUS, Plan
+from srpo.plan.hardware import GIB
+from srpo.plan.layouts import Candidate
+from srpo.plan.reshard import sync
+from srpo.plan.simulate import Comparison
+
+SHOWN = 10
+"""Layouts in the table."""
+
+
+def show(plan: Plan, console: Console | None = None) -> None:
+    """Print it: whether the configuration fits comes first."""
+    console = console or Console(width=max(120, Console().width))
+    if plan.verdict:
+        console.print(f"{plan.title} {plan.verdict}", style="bold red", highlight=False)
+    else:
+        assert plan.own
+        worst = plan.own.worst
+        console.print(f"{plan.title} fits: {worst.name} needs {worst.total / GIB:.1f} GiB of "
+                      f"{plan.own.gpu.memory.value:.1f}", style="bold", highlight=False)
+    if plan.own:
+        console.print(_memory(plan.own))
+        host = memory.host(plan.own.job)
+        console.print("Host memory a rank, at most: " + ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in host.items()),
+                      highlight=False)
+        console.print(_times(plan.own))
+        console.print(_sync(plan.own), highlight=False)
+    if plan.layouts:
+        console.print(_layouts(plan))
+        if plan.verdict or plan.own and plan.layouts[0].times.total < 0.98 * plan.own.times.total:
+            console.print("The first one: srpo train CONFIG " + " ".join(
+                f"{key}={_plain(value)}" for key, value in plan.layouts[0].settings.items()), highlight=False)
+    else:
+        console.print("No layout of these sizes fits. More GPUs, fewer or shorter responses in a micro-batch "
+                      "(rollout.max_response_tokens), or a smaller model would.", style="bold red")
+    if plan.comparison:
+        console.print(_savings(plan.comparison, (plan.own if plan.own and not plan.verdict else plan.layouts[0])))
+    console.print(_assumptions(plan))
+
+
+def _memory(own: Candidate) -> Table:
+    table = Table(title="Memory of one GPU at the worst moment of each phase, GiB")
+    table.add_column("")
+    for phase in own.phases:
+        table.add_column(f"{phase.name}\n({phase.moment})", justify="right")
+    terms = list(dict.fromkeys(term for phase in own.phases for term in phase.terms))
+    for term in terms:
+        table.add_row(term, *(f"{p.terms[term] / GIB:.2f}" if term in p.terms else "" for p in own.phases),
+                      end_section=term == terms[-1])
+    table.add_row("total", *(f"{p.total / GIB:.2f}" for p in own.phases))
+    table.add_row("left", *(f"{own.gpu.memory.value - p.total / GIB:.2f}" for p in own.phases))
+    return table
+
+
+def _times(own: Candidate) -> Table:
+    times = own.times
+    table = Table(title=f"A step, predicted: {times.tokens_per_gpu:,.0f} response tokens/s/GPU, MFU {times.mfu:.0%} in the "
+                        f"update and {times.mfu_step:.0%} over the step")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    for name, seconds in times.phases.items():
+        if seconds:
+            table.add_row(name, f"{seconds:.2f}", f"{seconds / times.total:.1%}")
+    table.add_section()
+    table.add_row("step", f"{times.total:.1f}", "")
+    return table
+
+
+def _sync(own: Candidate) -> str:
+    moved = sync(own.job)
+    if own.job.aliased:
+        return "A sync moves nothing: vLLM's weights are the trainer's."
+    return (f"A sync moves {max(moved.needed) / GIB:.2f} GiB to the rank that lacks most (the lower bound); "
+            f"vLLM's own weights take {max(moved.owned) / GIB:.2f} GiB there.")
+
+
+def _layouts(plan: Plan) -> Table:
+    shown = plan.layouts[:SHOWN]
+    table = Table(title=f"Layouts that fit, the fastest first ({len(shown)} of {len(plan.layouts)}); every replica's KV "
+                        "cache as large as there is room")
+    for name in ("train\nTP x PP", "rollout\nTP", "recompute", "offload", "micro-batch\ntokens", "KV cache\nGiB",
+                 "left\nGiB", "generation\ns", "update\ns", "sync\ns", "step\ns", "tokens/\ns/GPU", "MFU\nupdate"):
+        table.add_column(name, justify="left" if name == "recompute" else "right")
+    for c in shown:
+        config, t = c.job.config, c.times
+        table.add_row(
+            f"{c.job.tensor} x {c.job.pipeline}", str(config.rollout_tensor), config.parallel.recompute,
+            "yes" if config.parallel.offload else "", f"{config.batch.micro_batch_tokens:,}",
+            f"{config.rollout.kv_cache_gib:.0f}", f"{c.spare / GIB:.1f}", f"{t.generation:.1f}",
+            f"{t.update + t.scoring + t.reduction + t.optimizer:.1f}", f"{t.sync:.2f}", f"{t.total:.1f}",
+            f"{t.tokens_per_gpu:,.0f}", f"{t.mfu:.0%}")
+    return table
+
+
+def _savings(c: Comparison, of: Candidate) -> Table:
+    table = Table(title=f"Generation over {of.job.replicas} replicas, replayed")
+    table.add_column("prompts go to replicas")
+    table.add_column("seconds", justify="right")
+    table.add_column("of random", justify="right")
+    rows = [("at random", c.random), ("longest first, balanced by expected length (as trained)", c.balanced),
+            ("the same, had the lengths been known", c.foreseen), ("if all replicas ended together", c.even)]
+    if c.over_sampled is not None:
+        rows.append((f"balanced, {SURPLUS:.0%} more in flight, stopped early, the rest resumed", c.over_sampled))
+    for name, seconds in rows:
+        table.add_row(name, f"{seconds:.1f}", f"{seconds / c.random:.0%}" if c.random else "")
+    table.caption = (f"History resampling drops prompts with {c.mastered:.0%} of the tokens from the next epoch; groups "
+                     f"without advantage fall from {c.no_advantage:.0%} to {c.no_advantage_after:.0%}.")
+    return table
+
+
+def _assumptions(plan: Plan) -> Table:
+    table = Table(title="Assumptions")
+    for name in ("assumption", "value", "source", ""):
+        table.add_column(name, justify="right" if name == "value" else "left")
+    for a in plan.assumptions:
+        table.add_row(a.name, f"{a.value:,.4g} {a.unit}".strip(), a.source, a.note)
+    return table
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,207 @@
+"""Replays a step's generation: how long R vLLM replicas take for responses of given lengths, whatever decides who
+gets which prompt.
+
+A replica decodes one token a sequence and step; a step's time grows with the sequences in it (products, sampling) and
+with the tokens they have cached (`Decoder`). A sequence is admitted when a slot and KV cache for all of it are free:
+vLLM admits earlier and preempts, which this does not model. Between two events nothing but the cached tokens changes,
+so a replay costs one event a response.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from statistics import fmean
+
+from srpo.balance import assign
+
+
+Span = tuple[float, float]
+"""Seconds from the beginning of a step."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Speed and room of one replica. Seconds of a step: the larger of reading the weights and multiplying with them,
+    then the rest of the terms."""
+
+    weights: float
+    """Seconds to read the weights once."""
+    product: float
+    """Seconds of matrix products a sequence."""
+    sequence: float
+    """Seconds a sequence of what is not bound by weights: sampling, all-reduces."""
+    cached: float
+    """Seconds to read the KV cache of one token."""
+    overhead: float
+    """Seconds a step."""
+    prefill: float
+    """Seconds a prompt token."""
+    slots: int
+    """Sequences at once (rollout.max_sequences)."""
+    capacity: float
+    """Tokens that the KV cache holds."""
+
+    def step(self, sequences: int, tokens: float) -> float:
+        """Seconds of a decode step over `sequences` with `tokens` cached in all."""
+        matrices = max(self.weights, sequences * self.product)
+        return matrices + sequences * self.sequence + tokens * self.cached + self.overhead
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one prompt. `expected`: their mean length as far as it is known beforehand."""
+
+    prompt: int
+    lengths: tuple[int, ...]
+    expected: float
+    correct: float = 0.0
+    """Pass rate."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+def replay(decoder: Decoder, requests: Sequence[tuple[int, int]]) -> list[Span]:
+    """When each request, a pair of prompt and response tokens in the order of submission, is admitted and finished."""
+    began, finished = [0.0] * len(requests), [0.0] * len(requests)
+    queue = iter(enumerate(requests))
+    waiting = next(queue, None)
+    running: list[tuple[int, int]] = []  # (step at which it ends, request)
+    now, step, cached, free = 0.0, 0, 0, decoder.capacity
+    while running or waiting:
+        while waiting and len(running) < decoder.slots:
+            i, (prompt, response) = waiting
+            if running and prompt + response > free:
+                break
+            heappush(running, (step + response, i))
+            free -= prompt + response
+            cached += prompt
+            began[i] = now
+            now += prompt * decoder.prefill
+            waiting = next(queue, None)
+        end, count = running[0][0], len(running)
+        # The cache grows by one token a sequence and step: its mean over these steps stands for all.
+        now += (end - step) * decoder.step(count, cached + count * (end - step - 1) / 2)
+        cached += count * (end - step)
+        step = end
+        while running and running[0][0] == end:
+            i = heappop(running)[1]
+            finished[i] = now
+            cached -= sum(requests[i])
+            free += sum(requests[i])
+    return list(zip(began, finished, strict=True))
+
+
+def requests(groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """Every response of the groups. A group's prompt is computed once: the others find it in the prefix cache."""
+    return [(g.prompt if i == 0 else 0, n) for g in groups for i, n in enumerate(g.lengths)]
+
+
+def dealt(groups: Sequence[Group], replicas: int, seed: int = 0) -> list[list[Group]]:
+    """At random, in equal numbers."""
+    order = list(groups)
+    random.Random(seed).shuffle(order)
+    return [order[r::replicas] for r in range(replicas)]
+
+
+def balanced(groups: Sequence[Group], replicas: int) -> list[list[Group]]:
+    """By expected length, as the trainer assigns prompts: replicas even, the longest first."""
+    return [[groups[i] for i in share] for share in assign([g.expected * len(g.lengths) for g in groups], replicas)]
+
+
+def foreseen(groups: Sequence[Group], replicas: int) -> list[list[Group]]:
+    """The same if the lengths were known beforehand: what a better forecast could give."""
+    return [[groups[i] for i in share] for share in assign([g.tokens for g in groups], replicas)]
+
+
+def ends(decoder: Decoder, shares: Sequence[Sequence[Group]]) -> list[float]:
+    """Seconds at which each replica is done."""
+    return [max((end for _, end in replay(decoder, requests(share))), default=0.0) for share in shares]
+
+
+def makespan(decoder: Decoder, shares: Sequence[Sequence[Group]]) -> float:
+    """Seconds until the last response of the last replica."""
+    return max(ends(decoder, shares))
+
+
+def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, surplus: float) -> list[float]:
+    """Seconds of each step when `surplus` more groups than a step needs are in flight and it ends with as many finished
+    groups as it needs. What is not finished goes on in the next step from where it was."""
+    need = len(steps[0])
+    flight = math.ceil(need * (1 + surplus))
+    fresh = [g for step in steps for g in step]
+    carried: list[Group] = []
+    seconds = []
+    while len(carried) + len(fresh) >= flight:
+        taken = flight - len(carried)
+        groups, fresh = carried + fresh[:taken], fresh[taken:]
+        found: list[tuple[float, Group, list[Span]]] = []
+        for share in balanced(groups, replicas):
+            spans = iter(replay(decoder, requests(share)))
+            for g in share:
+                own = [next(spans) for _ in g.lengths]
+                found.append((max(end for _, end in own), g, own))
+        found.sort(key=lambda f: f[0])
+        stop = found[need - 1][0]
+        seconds.append(stop)
+        carried = [_rest(g, own, stop) for end, g, own in found if end > stop]
+    return seconds
+
+
+def _rest(group: Group, spans: Sequence[Span], stop: float) -> Group:
+    """What is left of a group at `stop`: its unfinished responses, each as far as its share of the time has brought it;
+    what they have goes to their prompt."""
+    done = [round(n * max(0.0, stop - begin) / (end - begin))
+            for n, (begin, end) in zip(group.lengths, spans, strict=True) if end > stop]
+    whole = [n for n, (_, end) in zip(group.lengths, spans, strict=True) if end > stop]
+    rest = tuple(max(1, n - d) for n, d in zip(whole, done, strict=True))
+    return Group(group.prompt + round(fmean(done)), rest, fmean(rest), group.correct)
+
+
+# -- comparison -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean seconds of a step's generation, and shares."""
+
+    random: float
+    balanced: float
+    foreseen: float
+    even: float
+    """Mean over the balanced replicas: nobody can be faster who only moves work between them."""
+    over_sampled: float | None
+    """None: too few steps to carry anything over."""
+    mastered: float
+    """Share of the generated tokens that history resampling saves in the next epoch."""
+    no_advantage: float
+    """Share of groups that were all right or all wrong."""
+    no_advantage_after: float
+    """The same among those that stay."""
+
+
+def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, surplus: float = 0.25,
+            drop_at: float = 1.0) -> Comparison:
+    """What balance, over-sampling with early stop, and history resampling would have done to these steps."""
+    groups = [g for step in steps for g in step]
+    stay = [g for g in groups if g.correct < drop_at]
+    shares = [balanced(step, replicas) for step in steps]
+    times = [ends(decoder, share) for share in shares]
+    stopped = over_sampled(decoder, steps, replicas, surplus)[1:]  # the first has nothing to go on with
+
+    def idle(some: Sequence[Group]) -> float:
+        return fmean(g.correct in (0.0, 1.0) for g in some) if some else 0.0
+
+    return Comparison(
+        random=fmean(makespan(decoder, dealt(step, replicas, seed)) for seed, step in enumerate(steps)),
+        balanced=fmean(map(max, times)),
+        foreseen=fmean(makespan(decoder, foreseen(step, replicas)) for step in steps),
+        even=fmean(map(fmean, times)),
+        over_sampled=fmean(stopped) if stopped else None,
+        mastered=1 - sum(g.tokens for g in stay) / sum(g.tokens for g in groups),
+        no_advantage=idle(groups), no_advantage_after=idle(stay))
