@@ -102,7 +102,13 @@ def _torch_varlen(
 def per_sequence(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
 ) -> torch.Tensor:
-    """`attention` as one F.scaled_dot_product_attention a sequence; reads cu_seqlens on the host."""
+    """`attention` as one F.scaled_dot_product_attention a sequence; reads cu_seqlens on the host.
+
+    Memory grows with a sequence's length, not its square: torch has kernels for that on CPU, and on CUDA in float32 for
+    equally many query and key heads.
+    """
+    if query.is_cuda:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     lengths = cu_seqlens.diff().tolist()
     sequences = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
     out = [
