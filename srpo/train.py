@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from srpo import config as configuration
 from srpo import folder
 from srpo.balance import assign, expected_lengths
-from srpo.batch import MicroBatch, Sample, normalizer, pack, split
+from srpo.batch import MicroBatch, Sample, attention_cost, normalizer, pack, split
 from srpo.comm import all_gather, broadcast
 from srpo.config import Config
 from srpo.control.curriculum import Curriculum, StepPlan
@@ -172,19 +173,25 @@ class Run:
         return [s for group, _ in groups for s in group], [g for _, graded in groups for g in graded]
 
     def update(self, plan: StepPlan, samples: list[Sample], advantage: list[float]) -> Update:
-        """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first."""
+        """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first.
+
+        Responses without an advantage, half of them in mid-training, have no gradient unless the loss has other terms.
+        They only pass forward: entropy, KL and the canary are those of all responses.
+        """
         c = self.config
         pieces = split(len(samples), c.batch.updates)
-        batches = [pack(samples, advantage, piece, sequences=c.batch.micro_batch, rank=self.replica,
-                        ranks=self.replicas, multiple=c.parallel.tensor) for piece in pieces]
-        if c.batch.updates > 1 or c.algorithm.kl:
-            self.behaviour([b for micro_batches in batches for b in micro_batches])
+        regularized = bool(c.algorithm.kl_coef or c.algorithm.entropy_coef)
+        learn = [self.pack(samples, advantage, [i for i in p if regularized or advantage[i]]) for p in pieces]
+        watch = [self.pack(samples, advantage, rest)
+                 if (rest := [i for i in p if not (regularized or advantage[i])]) else [] for p in pieces]
+        self.behaviour(list(chain(*learn)), list(chain(*watch)))
         lr = c.optimizer.lr * min(1.0, plan.step / max(1, c.optimizer.warmup))
         total = Update()
-        for piece, micro_batches in zip(pieces, batches, strict=True):
+        for piece, learning, watching in zip(pieces, learn, watch, strict=True):
             count = normalizer(samples, piece, c.algorithm.aggregate, c.rollout.max_response_tokens)
-            metrics = self.trainer.forward_backward(micro_batches, count)
-            part = update_statistics(metrics, micro_batches) if self.reports else Update()
+            metrics = self.trainer.forward(watching, count) if watching else []
+            metrics = self.trainer.forward_backward(learning, count) + metrics
+            part = update_statistics(metrics, learning + watching) if self.reports else Update()
             part = Update.merge(all_gather(part))
             if piece.start == 0:
                 check_canary(part, plan.step, plan.prompt_ids, c.batch.samples, c.rollout.canary)
@@ -194,15 +201,23 @@ class Run:
             total = Update.merge([total, part])
         return total
 
-    def behaviour(self, micro_batches: list[MicroBatch]) -> None:
+    def pack(self, samples: list[Sample], advantage: list[float], indices: list[int]) -> list[MicroBatch]:
+        """This rank's micro-batches of some of the step's samples."""
+        batch = self.config.batch
+        return pack(samples, advantage, indices, sequences=batch.micro_batch, tokens=batch.micro_batch_tokens,
+                    attention=attention_cost(self.trainer.hf), rank=self.replica, ranks=self.replicas,
+                    multiple=self.config.parallel.tensor)
+
+    def behaviour(self, learning: list[MicroBatch], watching: list[MicroBatch]) -> None:
         """Fill in the log-probs that the loss compares with: the sampling policy's, and the reference's for KL."""
         algorithm = self.config.algorithm
         if self.config.batch.updates > 1 and algorithm.old_logprobs == "trainer":
-            for batch, logprobs in zip(micro_batches, self.trainer.logprobs(micro_batches) or [], strict=False):
+            for batch, logprobs in zip(learning, self.trainer.logprobs(learning) or [], strict=False):
                 batch.old_logprobs = logprobs
         if algorithm.kl:
+            everything = learning + watching
             with self.trainer.reference():
-                for batch, logprobs in zip(micro_batches, self.trainer.logprobs(micro_batches) or [], strict=False):
+                for batch, logprobs in zip(everything, self.trainer.logprobs(everything) or [], strict=False):
                     batch.ref_logprobs = logprobs
 
     def evaluate(self, step: int) -> dict[str, float]:

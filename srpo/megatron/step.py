@@ -220,6 +220,18 @@ class Trainer:
         variant = loss or self._loss
         # Megatron learns from autograd alone that a parameter's gradient is ready for its overlapped reduction.
         direct = variant.ratio == "token" and not self.config.parallel.overlap
+        self.reload(wait=False)
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        return self.run(micro_batches, self._loss_head(normalizer, variant, direct), forward_only=False)
+
+    def forward(self, micro_batches: Sequence[MicroBatch], normalizer: float) -> list[PolicyLossMetrics]:
+        """What `forward_backward` returns for the run's loss, at a third of its cost: no gradients."""
+        with torch.no_grad():
+            return self.run(micro_batches, self._loss_head(normalizer, self._loss, direct=False), forward_only=True)
+
+    def _loss_head(self, normalizer: float, variant: PolicyLossConfig, direct: bool) -> Head:
+        """`direct`: the output layer's gradient is added to Megatron's buffer rather than given to autograd."""
 
         def head(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, PolicyLossMetrics]:
             weight = self.model.output_weight()
@@ -240,10 +252,7 @@ class Trainer:
                 weight_grad=weight.main_grad if direct else None,
             )
 
-        self.reload(wait=False)
-        self.ddp.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        return self.run(micro_batches, head, forward_only=False)
+        return head
 
     def run(self, micro_batches: Sequence[MicroBatch], head: Head, *, forward_only: bool, **schedule: Any) -> list[Any]:
         """Megatron's pipeline schedule over the micro-batches; `head` turns hidden states [T, H] into (loss, output).
