@@ -20,6 +20,10 @@ def check(config: Config, world_size: int) -> None:
     p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
     if p.sequence and p.tensor == 1:
         raise UserError("parallel.sequence = True: needs parallel.tensor > 1; set parallel.sequence to false")
+    if p.context > 1:
+        raise UserError(f"parallel.context = {p.context}: Megatron-Core 0.16.1 splits a sequence over ranks in "
+                        "Transformer Engine's attention only, which is not used here; set it to 1, and for long "
+                        "responses parallel.recompute = 'full', parallel.sequence and a larger parallel.tensor")
     _check_training(p, hf)
     model_parallel = p.tensor * p.pipeline
     _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)

@@ -48,6 +48,8 @@ class Parallel(Section):
     """Pipeline stages; divides the number of layers."""
     sequence: bool = False
     """Sequence parallelism: norms and dropout split over the tensor ranks. Needs tensor > 1."""
+    context: int = Field(1, ge=1)
+    """Context-parallel size. Only 1 for now: Megatron-Core has it in Transformer Engine's attention alone."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations recomputed in the backward pass: none; selective: the feed-forward part, which is most of them; full:
     whole layers, of which only the inputs are kept."""
