@@ -156,7 +156,7 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["parallel.pipeline=4"], 4, "parallel.pipeline = 4: does not divide the model's 6 layers; nearest: 3"),
     (["parallel.sequence=true"], 1, "parallel.sequence = True: needs parallel.tensor > 1"),
     (["parallel.context=2"], 2, "parallel.context = 2: Megatron-Core 0.16.1 splits a sequence over ranks in "
-     "Transformer Engine's attention only, which is not used here; set it to 1, and for long responses parallel.recompute"),
+     "Transformer Engine's attention only, which is not used here; set it to 1, and for long responses parallel."),
     (["parallel.tensor=2"], 3, "tensor x parallel.pipeline = 2: does not divide the launch's 3 ranks; nearest: 1"),
     (["parallel.tensor=4", "parallel.pipeline=2"], 8, "(vLLM's tensor-parallel size) = 8: does not divide the model's "
      "12 attention heads; nearest: 4"),
