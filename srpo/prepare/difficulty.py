@@ -25,10 +25,13 @@ class Difficulty:
     temperature: float = 1.0
     max_tokens: int = 2048
     template: str = "chat"
+    allow_unsafe_sandbox: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.hard < self.easy <= 1:
             raise UserError(f"thresholds easy = {self.easy}, hard = {self.hard}: must be 0 <= hard < easy <= 1")
+        if self.samples < 1 or self.max_tokens < 1:
+            raise UserError(f"samples = {self.samples}, max_tokens = {self.max_tokens}: must be at least 1")
 
     def name(self, pass_rate: float) -> str:
         return "easy" if pass_rate >= self.easy else "hard" if pass_rate <= self.hard else "medium"
@@ -43,7 +46,8 @@ class Meter:
         self._settings = settings
         self._sampler = Sampler(settings.model, settings.template, settings.max_tokens)
         # Only the srpo prompt opens a <think> that the answer must come after.
-        reward = Reward(format=0.0, style="think_answer" if settings.template == "srpo" else "boxed")
+        reward = Reward(format=0.0, style="think_answer" if settings.template == "srpo" else "boxed",
+                        allow_unsafe_sandbox=settings.allow_unsafe_sandbox)
         self._graders = Graders(reward, settings.max_tokens, workers)
 
     def pass_rates(self, problems: Sequence[Problem]) -> list[float]:

@@ -47,8 +47,12 @@ def prepare(sources: Sequence[str], out: Path, *, benchmarks: Sequence[str] = ()
 
     Raises UserError naming file and line of a record that cannot be read, and when no row is left.
     """
+    if workers < 1:
+        raise UserError(f"workers = {workers}: must be at least 1")
     console = console or Console(stderr=True)
     inputs = [path for source in sources for path in files(source, out)]
+    if own := [path for path in inputs if path.resolve().is_relative_to(out.resolve())]:
+        raise UserError(f"{own[0]}: is in {out}, which would be overwritten; choose another --out")
     against = [path for source in benchmarks for path in files(source)]
     store = Store(out / "work", "filter", [*inputs, *against])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),

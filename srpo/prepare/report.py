@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from srpo.prepare.store import write_table
+from srpo.prepare.store import write_json, write_table
 
 _TEXT = ("id", "domain", "prompt", "answer", "tests", "solution", "source")
 TRAIN = pa.schema([*((name, pa.string()) for name in _TEXT), ("pass_rate", pa.float64()), ("difficulty", pa.string())])
@@ -29,7 +28,7 @@ def write(rows: Sequence[dict[str, Any]], out: Path, console: Console) -> dict[s
     for row in rows:
         counts = summary.setdefault(row["source"], Counter(rows=0, kept=0))
         counts.update(("rows", row["rule"] or "kept", *filter(None, [row.get("difficulty")])))
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(out / "summary.json", summary)
     console.print(_table(summary))
     return summary
 

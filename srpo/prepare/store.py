@@ -9,12 +9,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from srpo.errors import UserError
 
 _TEXT = ("id", "domain", "prompt", "answer", "tests", "solution", "source", "where", "rule", "detail")
 ROWS = pa.schema([*((name, pa.string()) for name in _TEXT), ("exact", pa.binary()), ("signature", pa.binary())])
@@ -30,11 +33,12 @@ class Store:
                 for path in sorted((srpo / part).glob("*.py"))]
         fingerprint = hashlib.sha256(repr((key, stamps)).encode() + b"".join(code)).hexdigest()
         self._folder, stamp = folder, folder / "key"
-        if not stamp.exists() or stamp.read_text() != fingerprint:
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
-            stamp.write_text(fingerprint)
+        with writing(folder):
+            if not stamp.exists() or stamp.read_text() != fingerprint:
+                if folder.exists():
+                    shutil.rmtree(folder)
+                folder.mkdir(parents=True)
+                stamp.write_text(fingerprint)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         return pq.read_table(self._folder / f"{name}.parquet").to_pylist()
@@ -51,12 +55,27 @@ class Store:
         return json.loads(path.read_text()) if path.exists() else None
 
     def put(self, name: str, value: Any) -> None:
-        part = self._folder / f"{name}.json.part"
-        part.write_text(json.dumps(value))
-        os.replace(part, self._folder / f"{name}.json")
+        write_json(self._folder / f"{name}.json", value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    part = path.with_suffix(".part")
+    with writing(path):
+        part.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(part, path)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
     part = path.with_suffix(".part")
-    pq.write_table(table, part, compression="zstd")
-    os.replace(part, path)
+    with writing(path):
+        pq.write_table(table, part, compression="zstd")
+        os.replace(part, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says where it is that nothing can be written."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from None

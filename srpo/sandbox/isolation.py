@@ -41,7 +41,8 @@ def strongest() -> str:
         raise Refused(f"the sandbox cannot run here: {_text(refusals)}")
     if works == "unsafe" and not _unsafe:
         raise Refused(f"this host cannot isolate programs: {_text(refusals)}; to run them all the same, "
-                      f"set reward.allow_unsafe_sandbox: true ({ISOLATIONS['unsafe']})")
+                      f"set reward.allow_unsafe_sandbox: true, of `srpo prepare` --allow-unsafe-sandbox "
+                      f"({ISOLATIONS['unsafe']})")
     return works
 
 

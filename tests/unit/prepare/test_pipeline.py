@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from srpo import cli
 from srpo.data.schema import read_problems
 from srpo.errors import UserError
 from srpo.prepare import pipeline
-from srpo.prepare.store import Store
+from srpo.prepare.store import Store, writing
+from srpo.sandbox import isolation
 
 QUIET = Console(quiet=True)
 ADD = "def add(a, b):\n    return a + b\n"
@@ -179,7 +182,31 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert len(read_problems([tmp_path / "out/train.parquet"])) == 3
 
 
-def test_unusable_thresholds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    argv = ["prepare", "a", "--out", str(tmp_path), "--model", "m", "--easy", "0.2"]
-    assert cli.command(argv) == 2
-    assert "thresholds easy = 0.2, hard = 0.25" in capsys.readouterr().err
+@pytest.mark.parametrize(("options", "expected"), [
+    (["--model", "m", "--easy", "0.2"], "thresholds easy = 0.2, hard = 0.25: must be 0 <= hard < easy <= 1"),
+    (["--model", "m", "--samples", "0"], "samples = 0, max_tokens = 2048: must be at least 1"),
+    (["--model", "m"], "--model m: no model there, config.json is missing"),
+    (["--workers", "0"], "workers = 0: must be at least 1"),
+    (["--out", "file"], "file/work: cannot be written: Not a directory"),
+    (["--out", "."], "m.jsonl: is in ., which would be overwritten; choose another --out"),
+])
+def test_unusable_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                          options: list[str], expected: str):
+    monkeypatch.chdir(tmp_path)
+    lines(Path("m.jsonl"), math(10))
+    Path("file").touch()
+    assert cli.command(["prepare", "m.jsonl", "--out", "out", *options]) == 2
+    assert capsys.readouterr().err == f"srpo: error: {expected}\n"
+
+
+def test_a_full_disk_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="a.json: cannot be written: No space left"), writing(tmp_path / "a.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_weak_sandbox_is_allowed_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, out = lines(tmp_path / "m.jsonl", mbpp()), str(tmp_path / "out")
+    monkeypatch.setattr(isolation, "_unsafe", False)
+    monkeypatch.setattr(isolation, "probe", lambda: ("unsafe", {"namespaces": "none here"}))
+    assert cli.command(["prepare", source, "--out", out]) == 2
+    assert cli.command(["prepare", source, "--out", out, "--allow-unsafe-sandbox"]) == 0
