@@ -1,107 +1,92 @@
-"""vLLM's parameters are the trainer's storage; where the layouts differ they are copied, and the run says so.
+"""vLLM's parameters are the trainer's storage; where the layouts differ a plan brings what is missing.
 
 vLLM builds its model through a loader registered at its public extension point. The loader hands each parameter the
-trainer's tensor of the same name (`param.data = storage`): an optimizer step is then visible to the next generation
-with nothing moved. That needs the same tensor-parallel layout and one pipeline stage. Otherwise every full tensor is
-gathered once and vLLM's own loader slices it, at start and after each update.
+trainer's tensor that it equals (`param.data = storage`): an optimizer step is then visible to the next generation with
+nothing moved. When vLLM has the trainer's layout that is every parameter. Otherwise some keep memory of their own, and
+the reshard plan (reshard.py) fills it, at start and after each update.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from srpo.rollout.reshard import Layout, plan
+from srpo.rollout.transport import Transport
+
 if TYPE_CHECKING:
     from srpo.megatron.step import Trainer
-
-_TOP = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-}
-_LAYER = {
-    "input_layernorm": "input_layernorm",
-    "self_attention.linear_qkv": "self_attn.qkv_proj",
-    "self_attention.q_layernorm": "self_attn.q_norm",
-    "self_attention.k_layernorm": "self_attn.k_norm",
-    "self_attention.linear_proj": "self_attn.o_proj",
-    "pre_mlp_layernorm": "post_attention_layernorm",
-    "mlp.linear_fc1": "mlp.gate_up_proj",
-    "mlp.linear_fc2": "mlp.down_proj",
-}
-
-
-def vllm_name(name: str) -> str:
-    """vLLM's name of a Megatron parameter (one pipeline stage: layer numbers are global)."""
-    if not name.startswith("decoder.layers."):
-        return _TOP[name]
-    number, rest = name.removeprefix("decoder.layers.").split(".", 1)
-    module, kind = rest.rsplit(".", 1)
-    return f"model.layers.{number}.{_LAYER[module]}.{kind}"
 
 
 class SharedWeights:
     """Ties one vLLM model to one trainer.
 
-    aliased_bytes: bytes of vLLM parameters that are the trainer's memory. moved_bytes: bytes this rank's vLLM receives
-    in each `sync`. `load_format` is what to give vLLM so that it loads through this object.
+    plan: what is aliased and what moves, the same on all ranks of its block. aliased: whether vLLM has no weights of
+    its own. aliased_bytes: bytes of vLLM parameters that are the trainer's memory. moved_bytes: bytes that this rank
+    received in the last `sync`. summary: a line for the log. `load_format` is what to give vLLM so that it loads
+    through this object.
     """
 
     load_format = "srpo"
 
     def __init__(self, trainer: Trainer):
-        c = trainer.config
+        c, rank = trainer.config, dist.get_rank()
         self.trainer = trainer
-        self.aliased = c.parallel.pipeline == c.rollout.pipeline == 1 and c.parallel.tensor == c.rollout_tensor
-        self.aliased_bytes = self.moved_bytes = 0
-        self.summary = ""
+        self.plan = plan(trainer.hf, Layout(c.parallel.tensor, c.parallel.pipeline),
+                         Layout(c.rollout_tensor, c.rollout.pipeline), itemsize=trainer.dtype.itemsize, rank=rank,
+                         node=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self.rank = rank - self.plan.first
+        self.aliased = [*map(len, self.plan.aliases)] == [*map(len, self.plan.shapes)]
+        self.aliased_bytes, self.moved_bytes = self.plan.aliased[self.rank], 0
+        self.summary = self.plan.summary(self.rank)
         register_model_loader(self.load_format)(_loader_for(self))
 
     def attach(self, model: nn.Module) -> None:
-        """Give a freshly built vLLM model its weights. Raises RuntimeError where an alias does not fit."""
-        self.model = model
+        """Give a freshly built vLLM model its weights. Raises RuntimeError where they do not fit the plan."""
         parameters = dict(model.named_parameters())
-        size = sum(p.nbytes for p in parameters.values())
-        if self.aliased:
-            storage = {vllm_name(n): p.data for n, p in self.trainer.named_parameters()}
-            if missing := set(parameters) ^ set(storage):
-                raise RuntimeError(f"vLLM and the trainer disagree on which parameters exist: {sorted(missing)}")
-            for name, p in parameters.items():
-                _alias(name, p, storage[name])
-            self.aliased_bytes = size
-        else:
-            self.moved_bytes = size
-            self._copy()
-        aliased, moved = (len(parameters), 0) if self.aliased else (0, len(parameters))
-        self.summary = (f"weights: aliased {aliased} tensors ({self.aliased_bytes / 2**30:.3f} GiB), "
-                        f"moved {moved} tensors ({self.moved_bytes / 2**30:.3f} GiB a sync)")
+        found = {name: tuple(p.shape) for name, p in parameters.items()}
+        if wrong := found.items() ^ self.plan.shapes[self.rank].items():
+            raise RuntimeError(f"vLLM's parameters are not what the trainer's imply: {sorted(wrong)}")
+        for name, parameter in parameters.items():
+            _check(name, parameter, self.trainer)
+        for name, storage in self._aliased():
+            parameters[name].data = storage
+        self.model = model
+        self.addresses = {name: p.data_ptr() for name, p in parameters.items()}
+        dist.barrier()  # NCCL's first point-to-point messages need a communicator, which all ranks make together
+        self.transport = Transport(self.plan, self.trainer.shards.parameters, parameters)
+        self.sync()
+
+    def _aliased(self) -> Iterator[tuple[str, Tensor]]:
+        """vLLM's aliased parameters and the trainer's storage that they are."""
+        for name, (whole, row) in self.plan.aliases[self.rank].items():
+            yield name, self.trainer.shards.parameters[whole].data[row : row + self.plan.shapes[self.rank][name][0]]
 
     def sync(self) -> None:
-        """Bring vLLM up to date after an update: nothing to do when aliased. Every rank calls it."""
+        """Bring vLLM up to date after an update. Every rank calls it, also when it has nothing to move."""
         self.trainer.wait_parameters()
-        if not self.aliased:
-            self._copy()
-
-    def _copy(self) -> None:
-        self.model.load_weights(self.trainer.hf_tensors())  # type: ignore[operator]
+        self.moved_bytes = self.transport.run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # vLLM may read on another stream
 
     def verify(self) -> None:
-        """Raise RuntimeError unless each aliased parameter still is the trainer's memory."""
-        if self.aliased:
-            storage = {vllm_name(n): p.data_ptr() for n, p in self.trainer.named_parameters()}
-            moved = [n for n, p in self.model.named_parameters() if p.data_ptr() != storage[n]]
-            if moved:
-                raise RuntimeError(f"vLLM no longer shares the trainer's memory: {', '.join(moved)}")
+        """Raise RuntimeError unless vLLM's parameters are in the memory that `attach` gave them."""
+        expected = self.addresses | {name: storage.data_ptr() for name, storage in self._aliased()}
+        if moved := [n for n, p in self.model.named_parameters() if p.data_ptr() != expected[n]]:
+            raise RuntimeError(f"vLLM no longer uses the memory that its weights were given: {', '.join(moved)}")
 
 
-def _alias(name: str, parameter: nn.Parameter, storage: Tensor) -> None:
-    if parameter.shape != storage.shape or parameter.dtype != storage.dtype or parameter.device != storage.device:
-        raise RuntimeError(f"{name}: vLLM wants {tuple(parameter.shape)} {parameter.dtype} on {parameter.device}, the "
-                           f"trainer holds {tuple(storage.shape)} {storage.dtype} on {storage.device}")
-    parameter.data = storage
+def _check(name: str, parameter: Tensor, trainer: Trainer) -> None:
+    if (parameter.dtype, parameter.device) != (trainer.dtype, trainer.device):
+        raise RuntimeError(f"{name}: vLLM wants {parameter.dtype} on {parameter.device}, the trainer holds "
+                           f"{trainer.dtype} on {trainer.device}")
 
 
 def _loader_for(weights: SharedWeights) -> type[BaseModelLoader]:
@@ -124,5 +109,3 @@ def _loader_for(weights: SharedWeights) -> type[BaseModelLoader]:
             return model
 
     return Loader
-
-
