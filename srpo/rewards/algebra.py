@@ -53,7 +53,8 @@ def agree(x: Any, y: Any, *, ratio: bool = False) -> bool:
             pairs.append((a, b))
     pairs = [(a, b) for a, b in pairs if _is_real(a) or _is_real(b)] or pairs
     if ratio:
-        return len(pairs) > 1 and all(abs(a * d - b * c) <= EXACT * abs(a * d) for (a, b), (c, d) in pairwise(pairs))
+        return len(pairs) > 1 and all(min(abs(a), abs(b)) > NOTHING for a, b in pairs) and all(
+            abs(a * d - b * c) <= EXACT * abs(a * d) for (a, b), (c, d) in pairwise(pairs))
     return bool(pairs) and all(abs(a - b) <= EXACT * abs(a) for a, b in pairs)
 
 

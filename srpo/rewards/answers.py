@@ -14,12 +14,14 @@ _LATEX_NAMES = """º:° 、:, 。:. ∶:: ℃:°C ℉:°F √:\\sqrt ∠:\\angle
 _SYMBOLS = {ord(pair[0]): pair[2:] for pair in _LATEX_NAMES.split()}
 _RAISED, _LOWERED, _VULGAR = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉]+"), re.compile("[¼-¾⅐-⅞]")
 _SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
-    (r"[−–]", "-"),
+    (r"\s+", " "), (r"[−–]", "-"),
     (r"(?<=\d)(?:,?\\!|\\[,; ]|~|\{,\})(?=\d{3}(?!\d))", ","), (r"\{,\}", ","),
     (r"(?<!\\)\\(?:[!,;: ]|q?quad(?![a-z]))|~", " "),
     (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-z])", ""), (r"\\[tdc]frac", r"\\frac"),
     (r"\{([^{}\\]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
+    (r"\\(?:large|Large|LARGE|huge|Huge|small|bf|it|rm|checkmark|therefore)(?![A-Za-z])", ""),
+    (r"\\(?:text)?color\s*\{[^{}]*\}", ""), (r"\\underline\s*\{([^{}]*)\}", r"\1"), (r"\s*\\\\\s*\Z", ""),
+    (r"\A\s*\{([^{}\\]*)\}\s*\Z", r"\1"), (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
     (r"\\varnothing|∅|\\\{\s*\\\}", r"\\emptyset "), (r"\\langle|⟨", "("), (r"\\rangle|⟩", ")"),
     (r"\\lbrace", r"\\{"), (r"\\rbrace", r"\\}"),
     (r"\\leq(?:slant)?(?![a-z])|≤", r"\\le "), (r"\\geq(?:slant)?(?![a-z])|≥", r"\\ge "),

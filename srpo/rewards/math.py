@@ -294,6 +294,8 @@ def _symbolic(given: str, reference: str) -> bool:
             return False
         x = (x.args[0] if isinstance(x, And) else x).rhs
     if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):
+        if ("\\infty" in given) != ("\\infty" in reference):
+            return False                                      # sympy has 1 for \infty^0
         if (symbols := x.free_symbols | y.free_symbols) and all(symbol.name == "i" for symbol in symbols):
             x, y = (z.subs({symbol: sympy.I for symbol in symbols}) for z in (x, y))
         decimals = min((len(z.rpartition(".")[2]) for z in (given, reference) if _DECIMAL.fullmatch(z)), default=None)

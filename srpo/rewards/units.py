@@ -26,7 +26,7 @@ _SIGN_AFTER = re.compile(r"(.*[^\s\\])\s*(?:\\?(%)|\^\s*\{?\s*(\\circ)\s*\}?"
 _TEXT_AFTER = re.compile(rf"(.*[^\s\\_^=+*/(<>-])(?:\s|\\ )*{TEXT}\s*(\^\s*\{{?\s*[23]\s*\}}?)?", re.DOTALL)
 _WORDS_AFTER = re.compile(r"([^A-Za-z]*[^A-Za-z\s]|.*\})(\s*)([A-Za-z][A-Za-z ./]*(?:\^\s*\{?\s*[23]\s*\}?)?)",
                           re.DOTALL)
-_HAN_AFTER = re.compile(r"([^\u4e00-\u9fff]*?)\s*([万亿]?)\s*([\u4e00-\u9fff]*)")
+_HAN_AFTER = re.compile(r"([^\u4e00-\u9fff]*?)\s*([万亿]?)([\u4e00-\u9fff]*)")
 _HAN = """元:¥ 厘米:cm 米:m 千米:km 公里:km 克:g 千克:kg 公斤:kg 升:l 毫升:ml 小时:h 分钟:min
 秒:s 天:day 个月:month 年:yr 度:^\\circ 平方厘米:cm^2 平方米:m^2 立方厘米:cm^3 立方米:m^3
 个: 人: 名: 只: 本: 棵: 条: 张: 块: 件: 种: 次: 位: 岁: 辆: 支: 组: :"""
@@ -36,7 +36,7 @@ _CHANGING = """if or not and but wrong sin cos tan cot sec csc ln log exp mod mo
     fourth fourths fifths sixths sevenths eighths ninths tenth tenths hundredth hundredths thousandth thousandths
     millionths hundred thousand million billion trillion dozen score gross lakh crore k b mn bn zero one two three four
     five six seven eight nine ten more most less least fewer greater than when unless except without nope false to
-    out"""
+    out ish"""
 _NO_UNIT = set(_CHANGING.split())
 """Words after a number that change it, or take it back."""
 _ORDINAL = {"st", "nd", "rd", "th"}

@@ -88,7 +88,7 @@ HOSTILE = [
 @pytest.mark.parametrize(("count", "seed"), [(110, 1), pytest.param(1100, 2, marks=pytest.mark.slow)])
 def test_hostile_answers_are_wrong_and_cost_at_most_their_timeout(count, seed):
     """In the workers that a run has: one that hangs is killed, and what follows it is graded."""
-    graders = Graders(Reward(style="boxed", timeout=2.0), 100, 2)
+    graders = Graders(Reward(style="boxed", timeout=5.0), 100, 2)
     pairs = [*((text, "7") for text in HOSTILE), *hostile_answers.answers(count, seed)]
     responses = []
     for text, reference in pairs:
