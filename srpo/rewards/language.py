@@ -8,7 +8,8 @@ or four words: then 11 of 78,846 English sentences of GSM8K and MATH were taken 
 mathematical sentences in ten other languages were. A sentence takes 0.05 ms; the model, 4.5 MB, is in the package, and
 nothing is downloaded. lingua-language-detector is as accurate and was left out for its size, 96 MB, and its speed.
 
-Notation belongs to no language and is not counted: tags, LaTeX, fenced code, Greek letters, mathematical alphabets.
+Notation belongs to no language and is not counted: tags, LaTeX, fenced code, Greek letters, mathematical alphabets, and
+beside another script up to three Latin letters: "x", "ABC", "sin".
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 _NOTATION = re.compile(r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\(.{0,1000}?\\\)|\\\[.{0,1000}?\\\]"
                        r"|\\[A-Za-z]+|<[^<>\n]*>", re.DOTALL)
+_SYMBOL = re.compile(r"(?<![A-Za-z])(?:[A-Za-z]{1,3}|sqrt|frac|sinh|cosh|tanh)(?![A-Za-z])")
 _NEUTRAL = {"GREEK", "MATHEMATICAL", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER", "MODIFIER", "MICRO", "ANGSTROM"}
 _SENTENCE_END = re.compile(r"(?<=[.!?;:])\s+|[。！？；：]|\n+")
 _NO_LETTERS = re.compile(r"[\d\W_]+")
@@ -34,7 +36,12 @@ LEAST_LETTERS, LEAST_WORDS = 15, 4
 def mixing(prompt: str, response: str) -> float:
     """Share, in [0, 1], of the response's letters that are foreign to the prompt; 0 where either has no letters."""
     prompt, response = _NOTATION.sub(" ", prompt), _NOTATION.sub(" ", response)
-    own, counts = _scripts(prompt), _scripts(response)
+    if _scripts(prompt).keys() - {"LATIN"}:
+        prompt = _SYMBOL.sub(" ", prompt)
+    own = _scripts(prompt)
+    if "LATIN" not in own:
+        response = _SYMBOL.sub(" ", response)
+    counts = _scripts(response)
     total = counts.total()
     if not own or not total:
         return 0.0
@@ -42,6 +49,7 @@ def mixing(prompt: str, response: str) -> float:
     spoken = {language for language, _ in _languages(prompt)} | {_language(prompt)}
     if len(own) > 1 or None in spoken:
         return foreign / total                                # too little, or too much, to tell what the prompt speaks
+    response = "".join(c if _script(c) in (None, *own) else " " for c in response)
     foreign += sum(sum(_script(c) in own for c in sentence)
                    for language, sentence in _languages(response) if language not in spoken)
     return foreign / total

@@ -70,7 +70,11 @@ def test_format_is_quick_on_repeated_tags():
     ("What is it?", "It is three.", 0.0),
     ("What is it?", "三", 1.0),
     ("What is it?", "abc三四五", 0.5),
-    ("这是什么 x", "这是 three", 0.0),                             # both scripts are the prompt's
+    ("这是什么 file", "这是 three", 0.0),                          # both scripts are the prompt's
+    ("这是什么 x", "这是 three", 5 / 7),                           # "x" is no English
+    ("三角形 ABC 的面积是多少？", "设 x 为边长，则 sin A = 1，由 AM-GM 得 x = 48。", 0.0),
+    ("How many apples are left in the basket?",
+     "So she sold five apples in April, 然后卖了一半, so two are left.", 6 / 44),
     ("这是什么", "这是三four", 4 / 7),
     ("Что это?", "Это три", 0.0),
     ("What is it?", "α + β = π, 𝑥 ∈ ℝ", 0.0),                    # notation
@@ -148,8 +152,9 @@ def test_the_program_is_found_in_linear_time(piece):
     extract(piece * (500_000 // len(piece)))
 
 
-def test_code_is_all_or_nothing():
+def test_code_is_all_or_nothing_or_a_fraction():
     assert grade(f"```\n{RIGHT}\n```", ADD).correct == 1.0
     half = grade("```\ndef add(a, b):\n    return 3\n```", ADD)
     assert (half.correct, half.reason) == (0.0, "case 1: wrong answer")
+    assert grade("```\ndef add(a, b):\n    return 3\n```", ADD, fraction=True).correct == 0.5
     assert grade("nothing", ADD).reason == "no program"
