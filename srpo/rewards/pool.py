@@ -159,7 +159,8 @@ class Pool:
 
     @staticmethod
     def _kill(worker: _Worker) -> None:
-        if worker.process.poll() is None:
-            os.killpg(worker.process.pid, signal.SIGKILL)     # with whatever a user's function started
+        if worker.process.returncode is None:                 # not reaped: the number is still its own
+            with suppress(ProcessLookupError):
+                os.killpg(worker.process.pid, signal.SIGKILL)  # with whatever a user's function started
         worker.process.wait()
         worker.channel.close()

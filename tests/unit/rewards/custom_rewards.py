@@ -94,6 +94,15 @@ def leaves_child(problem, response):
     return 1.0
 
 
+def dies_with_child(problem, response):
+    """Ends its process, but not the one that it started."""
+    if "bad" in response:
+        with open(response.split()[1], "w") as file:
+            file.write(str(subprocess.Popen(["sleep", "3600"]).pid))
+        os._exit(3)
+    return 1.0
+
+
 def as_told(problem, response):
     """The second word of a bad response says in which way."""
     return globals()[response.split()[1]](problem, response) if response.startswith("bad") else 1.0

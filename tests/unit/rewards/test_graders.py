@@ -117,6 +117,15 @@ def test_maths_and_code_together_and_an_endless_program_is_merely_wrong(graders)
     assert [o.reason for o in out[1:]] == ["passed", "case 0: wrong answer", "case 0: time limit"]
 
 
+def test_code_may_be_scored_by_the_fraction_of_its_cases(graders):
+    cases = [{"args": [n], "expected": 2 * n} for n in (1, 2, 3, 4)]
+    problem = Problem("c", "code", "Double it.", tests={"kind": "function", "entry_point": "f", "cases": cases})
+    text = "x</think><answer>def f(x): return 4 if x < 3 else 2 * x</answer>"
+    for fraction, correct in ((True, 0.75), (False, 0.0)):
+        out, = graders(fraction=fraction).grade([response(text, problem)])
+        assert (out.correct, out.parts["accuracy"], out.reason) == (correct, correct, "case 0: wrong answer")
+
+
 def test_an_answer_given_while_thinking_does_not_count_in_the_think_style(graders):
     text = "so \\boxed{3}"
     assert graders(style="boxed").grade([response(text)])[0].correct == 1.0
@@ -156,9 +165,10 @@ def test_every_failure_in_one_step_is_counted_and_the_rest_is_graded(graders):
     assert metrics["reward/failed"] == len(names)
 
 
-def test_what_a_killed_function_started_ends_with_it(graders, tmp_path):
+@pytest.mark.parametrize("name", ["leaves_child", "dies_with_child"])
+def test_what_a_killed_function_started_ends_with_it(graders, tmp_path, name):
     file = tmp_path / "pid"
-    out, _ = graders(custom=custom("leaves_child"), timeout=1.5).grade([response(f"bad {file} {GOOD}"), response()])
+    out, _ = graders(custom=custom(name), timeout=1.5).grade([response(f"bad {file} {GOOD}"), response()])
     assert out.failed and not _running(file.read_text())
 
 
