@@ -1,6 +1,7 @@
 """Compare two results of the benchmarks: python -m benchmarks.compare baseline.json new.json --tolerance 0.05
 
-Compares ratios that were measured within a run, of srpo_kernels to the floor and to torch eager, never raw times.
+Compares ratios that were measured within a run, never raw times: of srpo_kernels to the floor and to torch eager, and
+whatever other benchmarks give as `ratios` (the smaller the better).
 Exits with 1 for a ratio that grew beyond the tolerance or a case that is missing, with 2 for results that cannot be
 compared.
 """
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OURS = "srpo_kernels"
+OURS = ("srpo_kernels", "srpo")
 RATIOS = tuple((mode, to) for mode in ("warm", "cold") for to in ("to_floor", "to_eager"))
 SAME = ("device", "threads", "quick")
 
@@ -36,11 +37,18 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
+def write(document: dict[str, Any], path: Path) -> None:
+    """A result that `compare` reads: `rows` and the settings that must be the same."""
+    assert document.keys() >= {"rows", *SAME}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def ratios(document: dict[str, Any], pattern: str) -> dict[str, dict[str, float]]:
     """case -> "warm to_floor" -> ratio"""
-    return {
-        row["case"]: {f"{mode} {to}": row[mode][to] for mode, to in RATIOS if row[mode][to] is not None}
-        for row in document["rows"] if row["implementation"] == OURS and re.search(pattern, row["case"])}
+    return {row["case"]: row["ratios"] if "ratios" in row else
+            {f"{mode} {to}": row[mode][to] for mode, to in RATIOS if row[mode][to] is not None}
+            for row in document["rows"] if row["implementation"] in OURS and re.search(pattern, row["case"])}
 
 
 def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float, pattern: str = "") -> tuple[str, bool]:
@@ -51,8 +59,8 @@ def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float, pat
                                "measure both alike")
     before, after = ratios(baseline, pattern), ratios(new, pattern)
     if not before:
-        raise Incomparable(f"the baseline has no case of {OURS} that matches {pattern!r}")
-    columns = [f"{mode} {to}" for mode, to in RATIOS]
+        raise Incomparable(f"the baseline has no case of {OURS[0]} or {OURS[1]} that matches {pattern!r}")
+    columns = list(dict.fromkeys(column for case in before.values() for column in case))
     width = max(len(case) for case in before | after) + 2
     lines = [f"{'':{width}}" + "".join(f"{column:>24}" for column in columns)]
     good = True

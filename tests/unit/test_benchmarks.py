@@ -11,7 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_advantage, bench_linear, bench_logprob, bench_policy_loss, compare, harness, peers, timing
+from benchmarks import (
+    bench_advantage,
+    bench_balance,
+    bench_linear,
+    bench_logprob,
+    bench_policy_loss,
+    compare,
+    harness,
+    peers,
+    timing,
+)
 from benchmarks.inputs import Case, Inputs
 
 OPS = {
@@ -136,6 +146,24 @@ def test_compare(new: Any, code: int, says: str, tmp_path: Path, capsys: pytest.
     assert compare.main([*map(str, paths), "--tolerance", "0.05"]) == code
     captured = capsys.readouterr()
     assert says in captured.out + captured.err
+
+
+def test_the_balance_is_measured_and_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_balance, "SEEDS", 2)
+    out = tmp_path / "new" / "balance.json"
+    document = bench_balance.main(["--out", str(out)])
+    assert json.loads(out.read_text()) == document
+    found = {(row["case"], row["implementation"]): row["ratios"] for row in document["rows"]}
+    for replicas in (8, 64):
+        for items in ("responses 8192", "prompts 256", "forecast 256"):
+            ours, even, drawn = (found[f"{items} on {replicas}", name]["to_bound"]
+                                 for name in ("srpo", "round robin", "random"))
+            assert 1 <= ours < min(even, drawn)
+    assert compare.main([str(out), str(out)]) == 0
+    for row in document["rows"]:
+        row["ratios"] = {name: value * 1.1 for name, value in row["ratios"].items()}
+    compare.write(document, tmp_path / "worse.json")
+    assert compare.main([str(out), str(tmp_path / "worse.json")]) == 1
 
 
 def test_compare_names_a_file_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
