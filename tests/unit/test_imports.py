@@ -89,7 +89,7 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("module", [
     m for m in SRPO
-    if m in ("srpo", "srpo.check", "srpo.cli", "srpo.config", "srpo.doctor", "srpo.errors")
+    if m in ("srpo", "srpo.check", "srpo.cli", "srpo.config", "srpo.doctor", "srpo.errors", "srpo.rollout.reshard")
     or any(starts(m, p) for p in ("srpo.control", "srpo.data", "srpo.sandbox"))
 ])
 def test_light_modules_load_no_torch(module):
