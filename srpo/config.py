@@ -197,6 +197,8 @@ class Reward(Section):
     """Grader processes a rank; 0: cores / ranks on this machine."""
     timeout: float = Field(10.0, gt=0)
     """Seconds of wall time a response may take to grade; then it scores zero and is counted."""
+    fraction: bool = False
+    """Score a program by the fraction of its test cases that pass, instead of all or nothing."""
     allow_unsafe_sandbox: bool = False
     """Run programs also where the host allows neither namespaces nor Landlock: with the files and rights of this
     account, see srpo/sandbox. `srpo doctor` says what the host allows."""

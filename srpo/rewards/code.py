@@ -8,13 +8,15 @@ from srpo.rewards.extract import Grade, answer_block, conclusion, fenced_block
 from srpo.sandbox import Limits, judge
 
 
-def grade(response: str, tests: dict[str, Any], limits: Limits | None = None) -> Grade:
-    """All tests or nothing. Raises UserError when the tests are unusable (srpo.sandbox.judge)."""
+def grade(response: str, tests: dict[str, Any], limits: Limits | None = None, *, fraction: bool = False) -> Grade:
+    """All tests or nothing, or the fraction of them that pass. Raises UserError when the tests are unusable and OSError
+    when the host failed the sandbox (srpo.sandbox.judge)."""
     program = extract(response)
     if program is None:
         return Grade(0.0, None, "no program")
     verdict = judge(program, tests, limits=limits or Limits())
-    return Grade(float(verdict.passed == verdict.total), program, verdict.reason)
+    passed = verdict.passed / verdict.total
+    return Grade(passed if fraction else float(passed == 1), program, verdict.reason)
 
 
 def extract(response: str) -> str | None:

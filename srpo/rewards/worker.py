@@ -97,7 +97,7 @@ def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
     if reward.style == "think_answer" and "<think>" not in text:
         text = "<think>" + text                               # the prompt ended with it
     try:
-        accuracy = grade(problem, text, reward.timeout)
+        accuracy = grade(problem, text, reward.timeout, fraction=reward.fraction)
     except UserError:
         raise
     except Exception as e:
@@ -108,13 +108,14 @@ def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
     return {"correct": accuracy.correct, "reason": accuracy.reason, "parts": terms, "errors": []}
 
 
-def grade(problem: Problem, text: str, timeout: float) -> Grade:
+def grade(problem: Problem, text: str, timeout: float, *, fraction: bool) -> Grade:
     if problem.domain == "math":
         with bounded_memory(MATH_MEMORY):
             return math_reward.grade(text, problem.answer or "")
     # Within half of the deadline, so that a program that hangs is a wrong answer and not a lost grader.
     wall = min(Limits().wall, timeout / 2)
-    return code_reward.grade(text, problem.tests or {}, Limits(wall=wall, cpu=math.ceil(wall) + 1))
+    limits = Limits(wall=wall, cpu=math.ceil(wall) + 1)
+    return code_reward.grade(text, problem.tests or {}, limits, fraction=fraction)
 
 
 def custom_parts(functions: Custom, reward: Reward, problem: Problem, text: str, answer: dict[str, Any],
