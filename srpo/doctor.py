@@ -88,7 +88,7 @@ def machine(gpu: bool) -> Iterator[Finding]:
 
 
 def packages(extra: str) -> Iterator[Finding]:
-    """Installed versions of what the extra names, against its pins. NAMED ones are named, others at their pin counted."""
+    """Installed versions of what the extra names, against its pins. Of those at their pin only NAMED ones are named."""
     try:
         requirements = metadata.requires("srpo") or []
     except metadata.PackageNotFoundError:
