@@ -1,6 +1,6 @@
 """How long `srpo prepare` takes for 100,000 rows, verification apart: reading, cleaning, rules, comparisons.
 
-    python -m benchmarks.bench_prepare SOURCE... [--benchmark SOURCE] [--rows 100000] [--workers 2]
+    python -m benchmarks.bench_prepare SOURCE... [--benchmark SOURCE] [--rows 100000] [--workers 2] [--out new.json]
 
 The rows are those of the sources over and over, each pass with other numbers and some other words, so that few are
 duplicates and none is short-cut. Prints the wall time, rows a second, and the peak memory of the parent.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import resource
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_graders import cpu
 from srpo.prepare.files import files, records
 from srpo.prepare.pipeline import prepare
 
@@ -46,7 +48,9 @@ def main() -> None:
     parser.add_argument("--benchmark", action="append", default=[], metavar="SOURCE")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.jsonl"
         write(args.sources, args.rows, raw)
@@ -54,8 +58,13 @@ def main() -> None:
         prepare([str(raw)], Path(folder) / "out", benchmarks=args.benchmark, verify=False, workers=args.workers)
         seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{args.rows:,} rows in {seconds:.1f} s with {args.workers} workers: {args.rows / seconds:,.0f} rows/s, "
-          f"{memory:.2f} GiB in the parent")
+    found = {"cpu": cpu(), "load": load, "workers": args.workers, "rows": args.rows, "seconds": seconds,
+             "rows_per_second": args.rows / seconds, "parent_gib": memory}
+    print("{rows:,} rows in {seconds:.1f} s with {workers} workers: {rows_per_second:,.0f} rows/s, {parent_gib:.2f} GiB "
+          "in the parent ({cpu}, load average {load:.1f} before)".format(**found))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
