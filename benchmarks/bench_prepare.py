@@ -60,8 +60,8 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found = {"cpu": cpu(), "load": load, "workers": args.workers, "rows": args.rows, "seconds": seconds,
              "rows_per_second": args.rows / seconds, "parent_gib": memory}
-    print("{rows:,} rows in {seconds:.1f} s with {workers} workers: {rows_per_second:,.0f} rows/s, {parent_gib:.2f} GiB "
-          "in the parent ({cpu}, load average {load:.1f} before)".format(**found))
+    print("{rows:,} rows in {seconds:.1f} s with {workers} workers: {rows_per_second:,.0f} rows/s, {parent_gib:.2f} "
+          "GiB in the parent ({cpu}, load average {load:.1f} before)".format(**found))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(found, indent=1) + "\n")
