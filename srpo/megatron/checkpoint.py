@@ -44,7 +44,7 @@ from srpo.comm import broadcast
 from srpo.config import Config, Parallel
 from srpo.errors import UserError
 from srpo.megatron.convert import Shards, writing
-from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
+from srpo.megatron.model import Policy, read_hf_config, transformer_config
 from srpo.megatron.step import Trainer, init_distributed
 
 logger = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def export(config: Config, directory: str | Path, hf_dir: str | Path, target: st
     hf = read_hf_config(hf_dir)
     model = Policy(transformer_config(hf, Parallel(), getattr(torch, config.model.dtype)), hf)
     model.load_state_dict(_read(path, {"model": model.sharded_state_dict()})["model"])
-    Shards(model, hf, padded_vocab_size(hf)).export(hf_dir, target)
+    Shards(model, hf).export(hf_dir, target)
 
 
 # -- state ----------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")  # 
 class Shards:
     """This rank's parameters, addressed by the table's entries."""
 
-    def __init__(self, model: torch.nn.Module, hf: Any, padded_vocab: int) -> None:
+    def __init__(self, model: torch.nn.Module, hf: Any) -> None:
         self.hf = hf
         self.tensor, self.rank = mpu.get_tensor_model_parallel_world_size(), mpu.get_tensor_model_parallel_rank()
         self.pipeline, self.stage = mpu.get_pipeline_model_parallel_world_size(), mpu.get_pipeline_model_parallel_rank()

@@ -30,7 +30,7 @@ from srpo.config import Config
 from srpo.errors import UserError
 from srpo.megatron import attention
 from srpo.megatron.convert import Shards
-from srpo.megatron.model import Policy, padded_vocab_size, read_hf_config, transformer_config
+from srpo.megatron.model import Policy, read_hf_config, transformer_config
 from srpo.megatron.offload import Offload
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Trainer:
         )
         (optimizer,) = self.optimizer.chained_optimizers
         self._offload = Offload(self.ddp, optimizer) if config.parallel.offload else None
-        self.shards = Shards(self.model, self.hf, padded_vocab_size(self.hf))
+        self.shards = Shards(self.model, self.hf)
         self._loss = policy_loss_config(config)
         self._reference: list[torch.Tensor] | None = None
 
@@ -125,15 +125,6 @@ class Trainer:
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """This rank's parameters, layers counted from this stage's first. Their storage never moves."""
         return self.model.named_parameters()
-
-    def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Hugging Face name, full tensor) one at a time on every rank; collective, so every rank must exhaust it.
-
-        A tensor may be a view of a parameter: copy it to keep it.
-        """
-        for entry in self.shards.entries():
-            if not entry.duplicate:
-                yield entry.name, self.shards.full(entry)
 
     def export_hf(self, path: str | Path) -> None:
         """Write a Hugging Face directory that transformers and vLLM load; every rank calls it, rank 0 writes."""

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwe
 from srpo.batch import MicroBatch, Sample
 from srpo.config import Config
 from srpo.megatron import step
+from srpo.megatron.convert import Shards
 from srpo.megatron.step import Trainer, init_distributed
 
 VOCAB = 197  # no multiple of anything: the padding is always there
@@ -111,6 +112,11 @@ def gradients(trainer: Trainer, batches: Sequence[MicroBatch], normalizer: float
     trainer.megatron.finalize_model_grads_func = scatter
     shards = copy.copy(trainer.shards)
     shards.parameters = {name: p.main_grad for name, p in trainer.shards.parameters.items()}
+    return full_tensors(shards)
+
+
+def full_tensors(shards: Shards) -> dict[str, torch.Tensor]:
+    """The whole model on every rank, by Hugging Face's names."""
     return {e.name: shards.full(e).clone() for e in shards.entries() if not e.duplicate}
 
 

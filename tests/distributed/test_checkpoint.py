@@ -23,7 +23,7 @@ import torch.distributed as dist
 from harness import Case
 from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from models import build, make_samples, saved_model, ungroup
+from models import build, full_tensors, make_samples, saved_model, ungroup
 from safetensors.torch import load_file
 
 from srpo.batch import normalizer, pack
@@ -65,7 +65,7 @@ def train(trainer: Trainer) -> None:
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in trainer.hf_tensors()}
+    return full_tensors(trainer.shards)
 
 
 def everything(trainer: Trainer) -> list[torch.Tensor]:

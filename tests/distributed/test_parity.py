@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from harness import Case
 from megatron.core import parallel_state as mpu
-from models import MODELS, build, gradients, make_model, make_samples, relative, saved_model
+from models import MODELS, build, full_tensors, gradients, make_model, make_samples, relative, saved_model
 from transformers import PreTrainedModel
 
 from srpo.batch import MicroBatch, Sample, normalizer, pack
@@ -114,7 +114,7 @@ def measure(name: str) -> dict[str, float]:
     adamw.step()
     measured["norm"] = abs(trainer.optimizer_step(LR) / float(norm) - 1)
     trainer.wait_parameters()
-    updated = {n: t.clone() for n, t in trainer.hf_tensors()}
+    updated = full_tensors(trainer.shards)
     measured["update"] = max(float((updated[n] - p).abs().max()) / LR for n, p in reference.named_parameters())
     return measured
 

@@ -21,7 +21,8 @@ class ProbedRun(srpo.train.Run):
     def __init__(self, config):
         super().__init__(config)
         self.seen = []
-        loaded = {name: tensor.clone() for name, tensor in self.trainer.hf_tensors()}
+        shards = self.trainer.shards
+        loaded = {e.name: shards.full(e).clone() for e in shards.entries()}
         if self.rank == 0:
             save_file(loaded, f"{os.environ['PROBE_OUT']}.safetensors")
 
