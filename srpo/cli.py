@@ -157,12 +157,9 @@ def _export(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     _start_log()
-    from srpo import sandbox
     from srpo.prepare.difficulty import Difficulty
     from srpo.prepare.pipeline import prepare
 
-    if args.allow_unsafe_sandbox:
-        sandbox.allow_unsafe()
     difficulty = None
     if args.model:
         difficulty = Difficulty(args.model, args.samples, args.easy, args.hard, max_tokens=args.max_tokens,
@@ -170,7 +167,7 @@ def _prepare(args: argparse.Namespace) -> int:
         if not Path(args.model, "config.json").is_file():
             raise UserError(f"--model {args.model}: no model there, config.json is missing")
     prepare(args.sources, args.out, benchmarks=args.benchmark, difficulty=difficulty, verify=not args.no_verify,
-            workers=args.workers)
+            workers=args.workers, allow_unsafe_sandbox=args.allow_unsafe_sandbox)
     return 0
 
 

@@ -29,6 +29,7 @@ from srpo.prepare.filter import filter_records
 from srpo.prepare.rows import Row
 from srpo.prepare.store import Store
 from srpo.prepare.verify import Answers, program_faults
+from srpo.sandbox import allow_unsafe
 from srpo.sandbox.confine import die_with_parent
 
 SHARD = 1000
@@ -42,13 +43,16 @@ Stored = dict[str, Any]
 
 
 def prepare(sources: Sequence[str], out: Path, *, benchmarks: Sequence[str] = (), difficulty: Difficulty | None = None,
-            verify: bool = True, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
+            verify: bool = True, workers: int = 1, allow_unsafe_sandbox: bool = False,
+            console: Console | None = None) -> dict[str, Any]:
     """Write OUT/train.parquet, rejected.parquet and summary.json; print the summary, and return it.
 
     Raises UserError naming file and line of a record that cannot be read, and when no row is left.
     """
     if workers < 1:
         raise UserError(f"workers = {workers}: must be at least 1")
+    if allow_unsafe_sandbox:
+        allow_unsafe()
     console = console or Console(stderr=True)
     inputs = [path for source in sources for path in files(source, out)]
     if own := [path for path in inputs if path.resolve().is_relative_to(out.resolve())]:
