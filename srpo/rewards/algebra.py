@@ -70,9 +70,13 @@ def verify(x: Any, y: Any) -> bool:
 def _value(x: Any, at: dict[Any, Any]) -> Any:
     """A complex number of DIGITS digits; None for what has no finite value."""
     import mpmath  # type: ignore[import-untyped]
+    from sympy.core.evalf import PrecisionExhausted
 
     mpmath.mp.dps = DIGITS
-    parts = x.evalf(DIGITS, subs=at).as_real_imag()
+    try:
+        parts = x.evalf(DIGITS, subs=at).as_real_imag()
+    except PrecisionExhausted:                                # the floor of a number of thousands of digits
+        return None
     if not all(part.is_number and part.is_finite and part.evalf(DIGITS).is_Number for part in parts):
         return None
     return mpmath.mpc(*(str(part.evalf(DIGITS)) for part in parts))

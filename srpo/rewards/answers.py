@@ -14,7 +14,7 @@ _LATEX_NAMES = """º:° 、:, 。:. ∶:: ℃:°C ℉:°F √:\\sqrt ∠:\\angle
 _SYMBOLS = {ord(pair[0]): pair[2:] for pair in _LATEX_NAMES.split()}
 _RAISED, _LOWERED, _VULGAR = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+"), re.compile("[₀-₉]+"), re.compile("[¼-¾⅐-⅞]")
 _SPELLINGS = [(re.compile(pattern), new) for pattern, new in (
-    (r"\s+", " "), (r"[−–]", "-"),
+    (r"\s+", " "), (r"[−–]", "-"), (r"\^\s*(-\d+)", r"^{\1}"),
     (r"(?<=\d)(?:,?\\!|\\[,; ]|~|\{,\})(?=\d{3}(?!\d))", ","), (r"\{,\}", ","),
     (r"(?<!\\)\\(?:[!,;: ]|q?quad(?![a-z]))|~", " "),
     (r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-z])", ""), (r"\\[tdc]frac", r"\\frac"),
@@ -50,7 +50,7 @@ _OVERLINED = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d)
 _CONTINUED = re.compile(rf"(\d*)\.(\d{{0,9}}?)(?:(\d)\3\3+|(\d{{2,12}}?)\4+){_DOTS}")
 _SCIENTIFIC = re.compile(rf"(?:({_NUMBER})\s*(?:\\times|\\cdot|\*)\s*)?10\s*\^\s*(?:\{{\s*([-+]?\d{{1,3}})\s*\}}|(\d))"
                          rf"|({_NUMBER})\s*[eE]([-+]?\d{{1,3}})")
-_NAME = re.compile(r"\s*[(|\\A-Za-z][A-Za-z\\_{}()',|\s\d]*")
+_NAME = re.compile(r"\s*[(|\\A-Za-z](?:[A-Za-z\\_{}()',|\s\d]|\^\{-1\}(?=\())*")
 _NO_NAME = re.compile(r"\\(?:frac|sqrt|sin|cos|tan|cot|log|ln|exp|pm|int|sum|prod|bar|overline|sim|propto|neg|neq?)"
                       r"|[\s})]\d|^\s*(?!gcd|lcm|max|min|sum)[a-z]{2,3}\s*$")   # "xy" is a product
 _IS = re.compile(r"=|\\approx(?![a-z])|\\in(?![a-z])")

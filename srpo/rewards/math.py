@@ -293,7 +293,7 @@ def _symbolic(given: str, reference: str) -> bool:
         if not _names_its_right_side(x):
             return False
         x = (x.args[0] if isinstance(x, And) else x).rhs
-    if isinstance(x, sympy.Expr) and isinstance(y, sympy.Expr):
+    if all(isinstance(z, sympy.Expr) and not z.has(sympy.MatrixBase, sympy.MatrixExpr) for z in (x, y)):
         if ("\\infty" in given) != ("\\infty" in reference):
             return False                                      # sympy has 1 for \infty^0
         if (symbols := x.free_symbols | y.free_symbols) and all(symbol.name == "i" for symbol in symbols):

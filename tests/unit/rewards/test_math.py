@@ -11,7 +11,7 @@ from srpo.config import Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import Graders, Response
-from srpo.rewards.math import check, equal, grade
+from srpo.rewards.math import Unreadable, check, equal, grade
 
 PAIRS = [line.split("\t") for line in (Path(__file__).parent / "pairs.tsv").read_text().splitlines() if line[:1] != "#"]
 
@@ -64,6 +64,15 @@ def test_unusable_references_are_data_errors():
         grade("\\boxed{3}", "$$")
     with pytest.raises(UserError, match="cannot be read as mathematics"):
         grade("\\boxed{3}", "\\frac{")
+
+
+@pytest.mark.parametrize("reference", ["AB \\parallel CD", "1\\text{ hour }30\\text{ minutes}",
+                                       "\\forall x > 0, f(x) = x"])
+def test_a_reference_beyond_algebra_is_matched_by_its_text_and_stops_no_run(reference):
+    assert grade(f"\\boxed{{{reference} }}", reference).correct
+    assert not grade("\\boxed{3 = x}", reference).correct
+    with pytest.raises(Unreadable, match="cannot be read as mathematics"):
+        equal("3 = x", reference)                             # `srpo prepare` drops it
 
 
 @pytest.mark.parametrize("answer", ["", "$$", "?", "\\frac{", "\\frac{1}{2"])
