@@ -8,8 +8,8 @@ kinds of items, every length log-normal with sigma 1:
 - responses: 8,192, as they are divided among the ranks of an update.
 - prompts: 256 groups of 32 responses, as a rollout is, if lengths were known beforehand. A prompt's own mean and the
   spread of its responses have half of the variance each.
-- forecast: the same, divided by the mean length that another 32 responses to each prompt had (the ledger's, of the epoch
-  before, here by an unchanged policy). What is left is what nobody can know.
+- forecast: the same, divided by the mean length that another 32 responses to each prompt had (the ledger's, of the
+  epoch before, here by an unchanged policy). What is left is what nobody can know.
 
 And micro-batches: the passes of all ranks under a budget of 16,384 tokens, over the fewest that the tokens need; the
 items are the responses, of 100 to 16,384 tokens.
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     options = parser.parse_args(arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for replicas in REPLICAS:
         steps = [draw(seed) for seed in range(SEEDS)]
         responses = [[length for group in groups for length in group] for groups, _ in steps]
