@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import json
 import logging
 import os
 import sys
@@ -21,11 +20,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from srpo.errors import UserError
-
-GRACE = 5.0
-"""Seconds that a rank other than 0 waits before it prints an error: if rank 0 has the same one, torchrun has ended
-this rank by then, and the message appears once."""
+from srpo.errors import UserError, rank, report, tell_torchrun
 
 ECHO = 2.0
 """Seconds before a rank prints a traceback: the death of one rank breaks the collectives of the others, and torchrun
@@ -51,13 +46,13 @@ def command(argv: list[str] | None = None) -> int:
     try:
         return args.handler(args)
     except UserError as e:
-        _report_user_error(f"srpo: error: {e}")
+        report(f"srpo: error: {e}")
         return 2
     except ModuleNotFoundError as e:
-        _report_user_error(f"srpo: error: package {e.name!r} is not installed; `srpo doctor` tells how to get it")
+        report(f"srpo: error: package {e.name!r} is not installed; `srpo doctor` tells how to get it")
         return 2
     except KeyboardInterrupt:
-        if _rank() == 0:
+        if rank() == 0:
             print("srpo: interrupted", file=sys.stderr)
         return 130
     except (SystemExit, GeneratorExit):
@@ -202,22 +197,8 @@ def _start_log() -> None:
     for package in ("srpo", "srpo_kernels"):
         logger = logging.getLogger(package)
         logger.handlers = [handler]
-        logger.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+        logger.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
         logger.propagate = False
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _report_user_error(line: str) -> None:
-    """Print the line once a launch, whichever ranks have it."""
-    _tell_torchrun(line)
-    if _rank() > 0:
-        first_of_machine = os.environ.get("LOCAL_RANK") == "0"
-        time.sleep(GRACE if first_of_machine else 2 * GRACE)
-        line = line.replace("error:", f"error on rank {_rank()}:", 1)
-    print(line, file=sys.stderr)
 
 
 def _report_defect() -> None:
@@ -225,13 +206,5 @@ def _report_defect() -> None:
     text = traceback.format_exc()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         time.sleep(ECHO)
-    _tell_torchrun(text)
-    print(f"srpo: rank {_rank()} failed:\n{text}", end="", file=sys.stderr)
-
-
-def _tell_torchrun(reason: str) -> None:
-    """Leave the reason for torchrun's summary, in the format of torch.distributed.elastic's `record`. That decorator
-    would do it too early for `_report_defect`: the first reason on file is taken for the cause of all."""
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        details = {"py_callstack": reason, "timestamp": str(int(time.time()))}
-        Path(file).write_text(json.dumps({"message": {"message": reason, "extraInfo": details}}))
+    tell_torchrun(text)
+    print(f"srpo: rank {rank()} failed:\n{text}", end="", file=sys.stderr)

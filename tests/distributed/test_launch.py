@@ -14,9 +14,9 @@ import yaml
 
 RANK = """
 import os, signal, sys, threading, time, types
-from srpo import cli
+from srpo import cli, errors
 from srpo.errors import UserError
-cli.GRACE = float(os.environ.get("TEST_GRACE", cli.GRACE))
+errors.GRACE = float(os.environ.get("TEST_GRACE", errors.GRACE))
 rank = int(os.environ.get("RANK", "0"))
 
 def wait_for_ever():
