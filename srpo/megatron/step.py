@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from srpo_kernels import PolicyLossConfig, PolicyLossMetrics, linear_policy_loss, linear_token_logprobs
 
 from srpo.batch import MicroBatch
+from srpo.comm import join, waiting
 from srpo.config import Config
 from srpo.errors import UserError
 from srpo.megatron import attention
@@ -39,30 +39,30 @@ Head = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]
 
 
 def init_distributed(tensor: int, pipeline: int) -> None:
-    """Join the process group (NCCL on CUDA, gloo on CPU) and form Megatron's groups.
+    """Form Megatron's groups, after `init_device` and comm.join if those have not happened.
 
     Rank order is tensor, pipeline, data: the ranks of one model replica are adjacent, replica = rank // (tensor x
-    pipeline). Without torchrun this process becomes a group of one. Raises UserError with fewer GPUs than ranks.
+    pipeline). Raises UserError with fewer GPUs than ranks.
     """
-    if "RANK" not in os.environ:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    init_device()
+    if not dist.is_initialized():
+        join()
+    mpu.initialize_model_parallel(tensor, pipeline, order="tp-cp-ep-pp-dp", create_gloo_process_groups=False)
+
+
+def init_device() -> None:
+    """Take this rank's GPU, or make Megatron's CUDA names work on the CPU. Raises UserError as init_distributed."""
     if torch.cuda.is_available():
         torch.cuda.set_device(_local_device())
     else:
         from srpo.megatron import cpu
 
         cpu.install()
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    mpu.initialize_model_parallel(tensor, pipeline, order="tp-cp-ep-pp-dp", create_gloo_process_groups=False)
 
 
 def _local_device() -> int:
     """This rank's GPU; every rank of a machine finds out that there are too few."""
-    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     ranks = max(local + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if ranks > count:
         raise UserError(
@@ -347,4 +347,5 @@ def _optimizer_config(config: Config, dtype: torch.dtype) -> OptimizerConfig:
 
 def _finalize(model: list[torch.nn.Module], _token_count: torch.Tensor, **kwargs: Any) -> None:
     """Megatron's gradient reductions without its division by the token count: our losses are already normalized."""
-    finalize_model_grads(model, None, **kwargs)
+    with waiting():
+        finalize_model_grads(model, None, **kwargs)
