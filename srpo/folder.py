@@ -1,9 +1,10 @@
-"""The run folder: one launch at a time, and the resolved configuration in it."""
+"""The run folder: one launch at a time, the resolved configuration in it, and what is written reaching the disk."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import time
 from pathlib import Path
 from typing import IO
@@ -21,7 +22,10 @@ def claim(folder: Path) -> IO[str]:
         lock = (folder / ".lock").open("w")
     except OSError as e:
         raise UserError(f"run = {str(folder)!r}: cannot be used as a run folder: {e.strerror}") from None
-    deadline = time.monotonic() + 10  # what a killed launch leaves (a checkpoint's writer) takes a moment to die
+    # What a killed launch leaves (a checkpoint's writer) takes a moment to die; a network file system keeps the lock of
+    # a host that is gone for longer, and torchrun starts the others again meanwhile.
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    deadline = time.monotonic() + (120 if restarted else 10)
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -42,3 +46,12 @@ def record(file: Path, config: Config) -> None:
     new = file.with_suffix(".new")
     new.write_text(text)
     new.replace(file)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a directory's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

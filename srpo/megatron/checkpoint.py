@@ -2,8 +2,10 @@
 
 A checkpoint is a directory step-XXXXXXXX. It is written under a hidden name, renamed when every rank's files are on the
 disk, and only then named by the file `latest`. A save that is interrupted, at whatever moment, leaves `latest` and what
-it names as they were; its remains are removed at the next start. Any topology loads what any other saved; on the same
-one training continues bit for bit on the CPU, and on CUDA as far as its kernels are deterministic (see attention.py).
+it names as they were; its remains are removed at the next start. A checkpoint whose files are no longer what was
+written is renamed to damaged-step-XXXXXXXX, and the one before it is loaded. Any topology loads what any other saved;
+on the same one training continues bit for bit on the CPU, and on CUDA as far as its kernels are deterministic (see
+attention.py).
 No generator state is kept: nothing random happens in the trainer, and sampling is a function of the seed and the step.
 
 Host memory: until a save is written, and during a load, every data-parallel rank holds the whole optimizer state of
@@ -40,9 +42,11 @@ from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, Distribut
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch.distributed.checkpoint.api import CheckpointException
 
-from srpo.comm import broadcast
+from srpo import checksums
+from srpo.comm import all_gather, broadcast, broken
 from srpo.config import Config, Parallel
 from srpo.errors import UserError
+from srpo.folder import sync
 from srpo.megatron.convert import Shards, writing
 from srpo.megatron.model import Policy, read_hf_config, transformer_config
 from srpo.megatron.step import Trainer, init_distributed
@@ -59,6 +63,8 @@ class Checkpointer:
     def __init__(self, directory: str | Path, keep: int) -> None:
         """`keep`: complete checkpoints that stay. Removes what a killed save left behind."""
         self.directory, self.keep = Path(directory), keep
+        self.damaged: list[str] = []
+        """What `load` found to be wrong with newer checkpoints than the one that it loaded."""
         self._queue = AsyncCallsQueue(persistent=False)
         if dist.get_rank() == 0:
             with writing(self.directory):
@@ -89,6 +95,8 @@ class Checkpointer:
         try:
             request = dist_checkpointing.save(state, str(staging), strategy, async_sharded_save=True)
         except (OSError, RuntimeError, CheckpointException) as e:  # torch.save: RuntimeError when the disk is full
+            if broken(e):
+                raise
             raise UserError(f"{staging}: cannot be written; is the disk full? {_reason(e)}") from e
         if dist.get_rank() == 0:
             with writing(staging / CONTROLLER):
@@ -109,11 +117,17 @@ class Checkpointer:
             raise UserError(f"{self.directory}: writing the checkpoint failed: {_reason(e)}") from e
 
     def load(self, trainer: Trainer) -> tuple[int, dict[str, Any]] | None:
-        """Restore the newest checkpoint into `trainer`, in place: (step, controller state), or None without one.
+        """Restore the newest intact checkpoint into `trainer`, in place: (step, controller state), or None without one.
 
-        Raises UserError naming the directory when it cannot be read.
+        Raises UserError naming the directory when there is none but a damaged one, or when it cannot be read.
         """
-        path = self._latest()
+        self.damaged = []
+        while path := self._latest():
+            rank, ranks = dist.get_rank(), dist.get_world_size()
+            damage = [line for lines in all_gather(checksums.verify(path, rank, ranks)) for line in lines]
+            if not damage:
+                break
+            self._put_aside(path, "; ".join(damage[:3]))
         if path is None:
             return None
         state = _read(path, _state(trainer, loading=True))
@@ -136,6 +150,35 @@ class Checkpointer:
         if path:
             _require_shared(path / CONTROLLER)
         return path
+
+    def _put_aside(self, path: Path, damage: str) -> None:
+        """Let `latest` name the checkpoint before `path`. Raises UserError when there is none."""
+        earlier = broadcast(max((p for p in self._complete() if p.name < path.name), default=None))
+        if earlier is None:
+            raise UserError(f"{path}: damaged: {damage}; there is no earlier checkpoint. Restore it from a copy, or "
+                            "begin anew in another run folder")
+        line = f"{path} is damaged: {damage}; going back to {earlier.name}"
+        self.damaged.append(line)
+        if dist.get_rank() == 0:
+            logger.warning("%s", line)
+            with writing(path):
+                self._point_to(earlier.name)
+                aside = self.directory / f"damaged-{path.name}"
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                sync(self.directory)
+        dist.barrier()
+
+    def _complete(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(p for p in self.directory.iterdir() if re.fullmatch(r"step-\d{8}", p.name))
+
+    def _point_to(self, name: str) -> None:
+        pointer = self.directory / f".{LATEST}"
+        pointer.write_text(name)
+        sync(pointer)
+        pointer.rename(self.directory / LATEST)
+        sync(self.directory)
 
     def _staging(self, name: str) -> Path:
         """A new hidden directory, which every rank sees."""
@@ -165,20 +208,17 @@ class Checkpointer:
                 self._publish(staging, name)
 
     def _publish(self, staging: Path, name: str) -> None:
+        checksums.collect(staging)
         for file in staging.iterdir():
-            _fsync(file)
-        _fsync(staging)
+            sync(file)
+        sync(staging)
         final = self.directory / name
         if final.exists():  # complete but not `latest`: the run was taken back to an earlier one
             shutil.rmtree(final)
         staging.rename(final)
-        _fsync(self.directory)
-        pointer = self.directory / f".{LATEST}"
-        pointer.write_text(name)
-        _fsync(pointer)
-        pointer.rename(self.directory / LATEST)
-        _fsync(self.directory)
-        complete = sorted(p for p in self.directory.iterdir() if re.fullmatch(r"step-\d{8}", p.name) and p.name != name)
+        sync(self.directory)
+        self._point_to(name)
+        complete = [p for p in self._complete() if p.name != name]
         for old in complete[: max(0, len(complete) - self.keep + 1)]:
             hidden = old.rename(self.directory / f".{old.name}.old")  # never half of one under a complete one's name
             shutil.rmtree(hidden)
@@ -203,6 +243,9 @@ def export(config: Config, directory: str | Path, hf_dir: str | Path, target: st
     path = latest(directory)
     if path is None:
         raise UserError(f"{directory}: holds no checkpoint yet")
+    if damage := checksums.verify(path):
+        raise UserError(f"{path}: damaged: {damage[0]}; resume the run, which goes back to an earlier checkpoint, or "
+                        f"name another one in {path.parent / LATEST}")
     init_distributed(1, 1)
     model_parallel_cuda_manual_seed(config.seed)  # building a layer draws weights, which the checkpoint then replaces
     hf = read_hf_config(hf_dir)
@@ -260,7 +303,9 @@ def _load_optimizer(optimizer: DistributedOptimizer, state: dict[str, Any]) -> N
 def _read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     try:
         return dist_checkpointing.load(state, str(path))
-    except (Exception, CheckpointException) as e:  # whatever unpickling and parsing of a damaged file can raise
+    except (Exception, CheckpointException) as e:  # whatever unpickling and parsing can raise
+        if broken(e):
+            raise
         raise UserError(f"{path}: the checkpoint cannot be read: {_reason(e)}") from e
 
 
@@ -287,14 +332,6 @@ def _require_shared(path: Path) -> None:
             f"{path}: rank {dist.get_rank()} does not see what rank 0 does; "
             "`run` must be a folder that all machines share"
         )
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
@@ -329,6 +366,8 @@ def _in_one_process(request: AsyncRequest) -> AsyncRequest:
 def _write(transforms: list[Any], parent: int, rank: int, buckets: list[Any], results: _Results) -> None:
     """Body of the forked writer of one rank; dies with its parent, whose next run would otherwise meet it."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signal.set_wakeup_fd(-1)  # the parent's watchdog reads from it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's goes to the whole process group
     if os.getppid() != parent:
         return
     written: dict[int, Any] = {}
@@ -341,4 +380,5 @@ def _write(transforms: list[Any], parent: int, rank: int, buckets: list[Any], re
         if isinstance(written[i], Exception):
             results.put(written[i])
             return
+        checksums.note(Path(bucket[0]))
     results.put(written)

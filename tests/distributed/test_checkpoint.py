@@ -41,10 +41,13 @@ WRITING = {
     "killed": "the writing process died; was it killed, or out of memory?",
 }
 DAMAGE = {
-    "truncated": "truncated/step-00000001: the checkpoint cannot be read: ",
-    "no-metadata": "no-metadata/step-00000001: the checkpoint cannot be read: ",
-    "no-directory": "no-directory/latest: names 'step-00000001', which is no checkpoint",
+    "truncated": r"truncated/step-00000001: damaged: __\d_\d\.distcp has 100 bytes, not the \d+ that were written; .*; "
+                 r"there is no earlier checkpoint\. Restore it from a copy, or begin anew in another run folder",
+    "no-metadata": r"no-metadata/step-00000001: damaged: \.metadata cannot be read: No such file or directory; .*",
+    "no-checksums": r"no-checksums/step-00000001: damaged: checksums\.json cannot be read: .*",
+    "no-directory": r"no-directory/latest: names 'step-00000001', which is no checkpoint; .*",
 }
+
 
 def start(layout: str, dtype: str = "float32", load: bool = True) -> Trainer:
     path = saved_model(KIND)
@@ -205,12 +208,47 @@ def damaged(name: str) -> dict[str, Any]:
                 os.truncate(file, 100)
         elif name == "no-metadata":
             (path / ".metadata").unlink()
+        elif name == "no-checksums":
+            (path / "checksums.json").unlink()
         else:
             shutil.rmtree(path)
     dist.barrier()
     with pytest.raises(UserError) as error:
         checkpoints.load(trainer)
     return {"message": str(error.value)}
+
+
+def flipped(_: str) -> dict[str, Any]:
+    """One bit of each rank's largest file of the newest checkpoint, and one of a small file of the one before it."""
+    trainer = start("tp2")
+    checkpoints = Checkpointer("flipped", keep=3)
+    found = {}
+    for step in (1, 2, 3):
+        train(trainer)
+        checkpoints.save(step, trainer, {"n": step}, blocking=True)
+        found[step] = everything(trainer)
+    if dist.get_rank() == 0:
+        flip(checkpoints.directory / "step-00000003" / "__1_0.distcp")
+        flip(checkpoints.directory / "step-00000002" / "common.pt")
+    dist.barrier()
+    trainer = start("tp2", load=False)
+    again = Checkpointer("flipped", keep=3)
+    state = again.load(trainer)
+    loaded = everything(trainer)
+    files = sorted(p.name for p in again.directory.iterdir())
+    train(trainer)
+    again.save(2, trainer, {"n": 2}, blocking=True)
+    return {"state": state, "damaged": again.damaged, "files": files,
+            "loaded": sum(not torch.equal(a, b) for a, b in zip(found[1], loaded, strict=True)),
+            "redone": sum(not torch.equal(a, b) for a, b in zip(found[2], everything(trainer), strict=True)),
+            "afterwards": sorted(p.name for p in again.directory.iterdir())}
+
+
+def flip(file: Path) -> None:
+    """One bit in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
 
 
 def small_disk(_: str) -> dict[str, Any]:
@@ -287,7 +325,7 @@ def exported(_: str) -> dict[str, Any]:
 
 OTHER = {
     "untorn": untorn, "kept": kept, "again": again, "small-disk": small_disk, "export": exported,
-    "unwritable": unwritable, "not-shared": not_shared,
+    "unwritable": unwritable, "not-shared": not_shared, "flipped": flipped,
     **dict.fromkeys(WRITING, failing), **dict.fromkeys(DAMAGE, damaged),
 }  # fmt: skip
 
@@ -334,7 +372,19 @@ def test_a_failed_write_stops_the_run_and_keeps_the_last(measured: dict[str, Any
     ("measured", "message"), [(Case(2, n), m) for n, m in DAMAGE.items()], ids=DAMAGE, indirect=["measured"]
 )
 def test_damage_names_the_directory(measured: dict[str, str], message: str) -> None:
-    assert measured["message"].startswith(message)
+    assert re.fullmatch(message, measured["message"])
+
+
+@on_two_ranks("flipped")
+def test_a_flipped_bit_is_found_and_an_earlier_checkpoint_taken(measured: dict[str, Any]) -> None:
+    assert measured["damaged"] == [
+        "flipped/step-00000003 is damaged: __1_0.distcp has another checksum than what was written; going back to "
+        "step-00000002",
+        "flipped/step-00000002 is damaged: common.pt has another checksum than what was written; going back to "
+        "step-00000001"]
+    assert measured["state"] == [1, {"n": 1}] and measured["loaded"] == measured["redone"] == 0
+    assert measured["files"] == ["damaged-step-00000002", "damaged-step-00000003", "latest", "step-00000001"]
+    assert measured["afterwards"] == [*measured["files"], "step-00000002"]
 
 
 @on_two_ranks("small-disk")
