@@ -55,6 +55,9 @@ class Parallel(Section):
     whole layers, of which only the inputs are kept."""
     overlap: bool = False
     """Overlap gradient reduction and parameter gathering with computation."""
+    timeout: float = Field(30.0, gt=0)
+    """Minutes of a collective before it counts as hung, and the run ends with the stacks of all ranks in RUN/stacks.
+    Ranks wait in collectives for the slowest of them too: keep it above the time by which replicas' rollouts differ."""
     offload: bool = False
     """Optimizer state waits in host memory while vLLM generates, and gradients are dropped. For the KV cache that
     frees 4 bytes x weights of this rank, and 12 (float32: 8) x weights of this rank / data-parallel ranks."""

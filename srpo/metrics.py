@@ -22,8 +22,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from srpo import comm
 from srpo.config import Config
 from srpo.errors import UserError
+from srpo.folder import sync
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ METRICS = (
     "rollout/tokens_per_s", "rollout/truncated", "rollout/logprob_diff_mean", "rollout/logprob_diff_max",
     "train/tokens_per_s",
     "weights/aliased_bytes", "weights/moved_bytes",
-    *(f"time/{phase}" for phase in PHASES), "time/step",
+    *(f"time/{phase}" for phase in PHASES), "time/step", "time/slowest_rank", "time/slowest_ratio",
     "eval/math", "eval/code",
 )
 """Order of the keys in a line of metrics.jsonl; any other key follows in alphabetical order."""
@@ -63,6 +65,7 @@ class Monitor:
     def __init__(self, run_dir: str | Path, config: Config, rank: int, console: Console | None = None) -> None:
         self._writes = rank == 0
         self._seconds: dict[str, float] = {}
+        self._own: dict[str, float] = {}
         self._began: float | None = None
         self._step = 0
         if not self._writes:
@@ -84,12 +87,14 @@ class Monitor:
 
         The names in PHASES add up to a step's times; any other (warm start, evaluation, checkpoint) is shown only.
         """
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), comm.waited()
         if name in PHASES and self._began is None:
             self._began = began
         with self._bar(name):
             yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._own[name] = self._own.get(name, 0.0) + seconds - (comm.waited() - waited)
 
     def times(self) -> dict[str, float]:
         """Seconds of each phase since the last call, and of the whole step since its first phase began."""
@@ -99,6 +104,12 @@ class Monitor:
         self._seconds.clear()
         self._began = None
         return times
+
+    def own_times(self) -> dict[str, float]:
+        """Seconds of each phase since the last call, less what this rank waited for others in it."""
+        own = {phase: self._own.get(phase, 0.0) for phase in PHASES}
+        self._own.clear()
+        return own
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Record one step, or one evaluation (`step` and eval/*). Numbers may be 0-dim tensors.
@@ -143,7 +154,7 @@ class Monitor:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._path)
-        _sync_directory(self._run_dir)
+        sync(self._run_dir)
         self._before = _first_evaluation(self._path)
 
     def close(self) -> None:
@@ -261,14 +272,6 @@ def _first_evaluation(path: Path) -> dict[str, float]:
         for _, values in _lines(path):
             first = {key: value for key, value in values.items() if key.startswith("eval/")} | first
     return first
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -- writers that may not be installed --------------------------------------------------------------------------------

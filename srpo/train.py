@@ -19,10 +19,10 @@ from typing import Any
 import torch.distributed as dist
 
 from srpo import config as configuration
-from srpo import folder
+from srpo import folder, preflight
 from srpo.balance import assign, expected_lengths
 from srpo.batch import MicroBatch, Sample, attention_cost, normalizer, pack, split
-from srpo.comm import all_gather, broadcast
+from srpo.comm import all_gather, broadcast, join
 from srpo.config import Config
 from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
@@ -30,22 +30,30 @@ from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, check_disjoint, read_problems
 from srpo.evaluate import average_at_k
 from srpo.megatron import checkpoint
-from srpo.megatron.step import Trainer, init_distributed
+from srpo.megatron.step import Trainer, init_device, init_distributed
 from srpo.metrics import Monitor
 from srpo.rewards.compose import Graded, Graders, Response, check_problems
 from srpo.statistics import Update, advantages, check_canary, step_metrics, update_statistics
+from srpo.stragglers import Stragglers
 from srpo.warm_start import warm_start
+from srpo.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 def train(config: Config) -> None:
     """Run, or resume, what `config` describes, to its end. Every rank calls it."""
-    init_distributed(config.parallel.tensor, config.parallel.pipeline)
-    run = Run(config)
-    run.train()
-    run.close()
-    dist.barrier()  # the process group itself is vLLM's to destroy, when the interpreter exits
+    watchdog = Watchdog(Path(config.run) / "stacks")
+    init_device()
+    with watchdog.guard():
+        watchdog.begin(*join())
+        preflight.check(config)
+        init_distributed(config.parallel.tensor, config.parallel.pipeline)
+        run = Run(config)
+        run.train(watchdog)
+        run.close()
+        watchdog.close()
+        dist.barrier()  # the process group itself is vLLM's to destroy, when the interpreter exits
 
 
 class Run:
@@ -76,6 +84,7 @@ class Run:
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
                                          config.batch.prompts, config.seed, self.ledger,
                                          {p.id: p.difficulty for p in problems if p.difficulty})
+        self.stragglers = Stragglers(config.parallel.tensor * config.parallel.pipeline)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
@@ -85,10 +94,11 @@ class Run:
 
     # -- the algorithm ----------------------------------------------------------------------------------------------
 
-    def train(self) -> None:
+    def train(self, watchdog: Watchdog) -> None:
         plan = self.next_plan()
         if plan:
             self.start()
+            watchdog.arm(self.config.parallel.timeout)
         while plan:
             metrics = self.step(plan)
             upcoming = self.next_plan()
@@ -98,6 +108,11 @@ class Run:
             if upcoming is None or _due(plan.step, self.config.checkpoint.every):
                 self.save(plan.step)
             self.checkpoints.poll()
+            if upcoming and watchdog.stop_requested():
+                self.save(plan.step)
+                self.checkpoints.poll(blocking=True)
+                self.monitor.note(f"{self.folder}: stopped after step {plan.step}; the same command resumes it")
+                return
             plan = upcoming
         self.checkpoints.poll(blocking=True)
         if not broadcast((self.folder / "hf").exists()):
@@ -139,6 +154,7 @@ class Run:
             self.engine.sync()
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
         metrics |= step_metrics(problems, samples, graded, advantage, update, self.monitor.times())
+        metrics |= self.stragglers.observe(self.monitor.own_times())
         metrics |= {"weights/aliased_bytes": self.engine.weights.aliased_bytes,
                     "weights/moved_bytes": self.engine.weights.moved_bytes}
         return metrics
@@ -257,6 +273,8 @@ class Run:
         step, state = saved if saved else (-1, None)
         if self.rank == 0:
             self.curriculum.load_state_dict(state)
+            for damage in self.checkpoints.damaged:
+                self.ledger.event(step, "damaged", damage)
             if saved:
                 log.info("resuming %s after step %d", self.folder, step)
         self.monitor.resume(step)
