@@ -6,9 +6,10 @@ JSON. Expected values and test code stay here, so that patched builtins, objects
 forged replies buy a program nothing: a reply is only ever a value, compared by us.
 
 In every isolation: no right to create processes, to execute files, to signal or inspect others, to open sockets, to
-make shared memory (seccomp); no capabilities; limits on processor time, wall time, memory, threads, files, output;
-cleared environment, read-only input, a scratch folder that goes with the program. On top, the strongest of these that
-works here, as root or as an ordinary user (`srpo doctor` says which, and why not a stronger one):
+make shared memory, and no system call newer than Linux 6.17 (seccomp); no capabilities; limits on processor time, wall
+time, memory, threads, files, output; an environment of our own, read-only input, a scratch folder that goes with the
+program. On top, the strongest of these that works here, as root or as an ordinary user (`srpo doctor` says which, and
+why not a stronger one):
 
 - namespaces: a root file system that holds Python and its libraries alone, read-only, and the scratch folder, which is
   in memory; no /proc; no process, user, network or shared memory but the program's own. Plus Landlock.

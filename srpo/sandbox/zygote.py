@@ -146,6 +146,7 @@ class Zygote:
             os.dup2(source, target, inheritable=False)
         os.closerange(MESSAGES + 1, 256)
         os.environ.clear()
+        os.environ["OMP_NUM_THREADS"] = "1"                   # else numpy starts one a core, beyond the limits on many
         lines = open(MESSAGES, "rb", closefd=False)  # noqa: SIM115
         job = json.loads(lines.readline())
         if job["input"] is not None:

@@ -29,7 +29,7 @@ def test_environment_input_and_descriptors_are_not_the_trainer_s(judge: Judge):
                "        except OSError: continue\n        fds.append(fd)\n"
                "    return [dict(os.environ), fds, sys.stdin.read(), sys.argv, os.listdir('.'), "
                "sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'srpo', 'pydantic'})]")
-    assert value(judge, program, [{}, [0, 1, 2, 3], "", ["solution.py"], [], []]) == "passed"
+    assert value(judge, program, [{"OMP_NUM_THREADS": "1"}, [0, 1, 2, 3], "", ["solution.py"], [], []]) == "passed"
 
 
 def test_files_threads_and_libraries_are_there(judge: Judge):
