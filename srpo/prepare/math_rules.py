@@ -50,7 +50,7 @@ def multi_part(row: Row) -> bool:
 
 _LABELS = (("a", "b"), ("A", "B"), ("1", "2"), ("i", "ii"), ("I", "II"))
 _PART = (r"(?:(?<![\w)}}])[(\[]\s*{0}\s*[)\]](?=[\s}}*:])|\b(?:[Pp]art|PART|[Qq]uestion)\s*\(?{0}\)?\s*[.:*}}]|"
-         r"(?:^|(?<=[\n.?!;:$])|(?<= ))\s*\(?(?:\d\.)?{0}[).]\s)")
+         r"(?:^|(?<=[\n.?!;:$ ]))\(?(?:\d\.)?{0}[).]\s)")
 _EACH = (r"\b(?:evaluate|solve|factor|simplify|compute|find|calculate|determine|answer|expand|express)\s+"
          r"(?:each\b(?! of the (?:sides|angles))|(?:all )?the following (?:\w+ ){0,2}\w+s\b)[^.?\n]{0,60}[.:]\s*$|"
          r"\b(?:evaluate|factor|simplify|compute|expand)\s*:\s*$")
@@ -81,13 +81,13 @@ def _asks_repeatedly(text: str) -> bool:
     """Two questions, or two orders. A question after an order is most often what the order was for, as is an expression
     in letters that were found before."""
     text = re.sub(r"\"[^\"]*\"|``.*?''|“[^”]*”", "", text)
-    if re.search(rf"\b{_QUESTION}[^.?:]*,? and (?:what|how (?:many|much|long|far|old|tall)) "
-                 r"(?:is|are|was|will|would|do|does|did)\b[^.?]*\?", text, re.I):
+    if re.search(rf"\b{_QUESTION}[^.?:]{{0,300}} and (?:what|how (?:many|much|long|far|old|tall)) "
+                 r"(?:is|are|was|will|would|do|does|did)\b[^.?]{0,300}\?", text, re.I):
         return True
     sentences = [s for s in re.split(r"(?<=[.?])\s+", text.strip()) if not re.match(r"that is|in other words", s, re.I)]
     if re.search(r"(?:what is|find|compute) \$[^$]*[-+|\\][^$]*\$\W*$", sentences[-1], re.I):
         return False
-    questions = [s for s in sentences if re.search(rf"\b(?:{_QUESTION}|find\b)[^?]*\?$", s, re.I)]
+    questions = [s for s in sentences if s.endswith("?") and re.search(rf"\b(?:{_QUESTION}|find\b)", s, re.I)]
     return len(questions) > 1 or sum(bool(re.match(_ORDER, s, re.I)) for s in sentences) > 1
 
 
@@ -223,7 +223,7 @@ _TABLE = re.compile(rf"""
       (?=[^.?]*\b(?:find|determine|what|how|shows?|given|data)\b|,|\ to\b)
     | \b(?:in|from|to|see)\ (?-i:Table)\ \d+\b
     """, re.IGNORECASE | re.VERBOSE)
-_TABULAR = re.compile(r"\\begin\{(?:tabular|array|matrix)|\|.*\|.*\n\s*\|?[\s:|-]+\|"
+_TABULAR = re.compile(r"\\begin\{(?:tabular|array|matrix)|^[ \t]*\|?[ \t]*:?-+:?[ \t]*\|[ \t:|-]*$"
                       r"|(?:^[^\n.?]*\d[^\n.?]*(?:\n|$)){3}", re.MULTILINE)
 """A table in LaTeX or Markdown, or three lines in a row with a number and no sentence."""
 

@@ -29,6 +29,13 @@ def test_drops(rule: Rule, example: Example):
     assert rule.drops(row(rule, example))
 
 
+@pytest.mark.parametrize("text", ["how many ", "|a|", " ", "(a) x ", "what is it, and ", "1\n"])
+def test_long_texts_cost_no_more_than_their_length(text: str):
+    """Patterns that backtrack take minutes here, or for ever."""
+    for rule in math_rules.RULES:
+        rule.drops(Row("x", "math", text * 4000, answer="1"))
+
+
 def test_rules_have_examples_of_both_kinds_and_names_of_their_own():
     assert all(r.kept and r.dropped for r in RULES)
     assert len({r.name for r in RULES}) == len(RULES)
