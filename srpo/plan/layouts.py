@@ -31,7 +31,7 @@ class Candidate:
 
     @cached_property
     def phases(self) -> list[memory.Phase]:
-        return _phases(self.job, self.gpu)
+        return memory.phases(self.job, *_taken(self.gpu))
 
     @property
     def worst(self) -> memory.Phase:
@@ -114,7 +114,7 @@ def _runs(job: Job) -> bool:
 def _with_cache(job: Job, gpu: Gpu) -> Job | None:
     """With as much KV cache as generation leaves room for, and as its sequences can fill; None: not even one."""
     empty = _with(job, rollout=dict(kv_cache_gib=0.0))
-    room = gpu.memory.value * GIB - _phases(empty, gpu)[0].total
+    room = gpu.memory.value * GIB - memory.generation(empty, *_taken(gpu)).total
     slots = min(job.config.rollout.max_sequences, -(-job.responses // job.replicas))
     useful = slots * (job.longest + 1) * job.kv_bytes_per_token
     cache = int(min(room, useful + GIB) / GIB) // 2 * 2
@@ -123,5 +123,6 @@ def _with_cache(job: Job, gpu: Gpu) -> Job | None:
     return _with(job, rollout=dict(kv_cache_gib=float(cache)))
 
 
-def _phases(job: Job, gpu: Gpu) -> list[memory.Phase]:
-    return memory.phases(job, reserve=int(gpu.reserve.value * GIB), graphs=int(gpu.graphs.value * GIB))
+def _taken(gpu: Gpu) -> tuple[int, int]:
+    """Bytes beside torch's allocations, and of CUDA graphs."""
+    return int(gpu.reserve.value * GIB), int(gpu.graphs.value * GIB)

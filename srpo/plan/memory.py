@@ -47,20 +47,30 @@ class Phase:
 def phases(job: Job, reserve: int = 0, graphs: int = 0, device: Device = "cuda") -> list[Phase]:
     """Generation, scoring (where there is any), update and sync. `reserve`: bytes taken beside torch's allocations;
     `graphs`: by vLLM's CUDA graphs."""
-    taken = {"reserve": reserve, "CUDA graphs": 0 if job.config.rollout.eager else graphs}
-
-    def worst(name: str, moments: list[tuple[str, int, dict[str, int]]]) -> Phase:
-        moment, stage, terms = max(moments, key=lambda m: sum(m[2].values()))
-        return Phase(name, moment, stage, {k: v for k, v in (terms | taken).items() if v})
-
+    taken = _taken(job, reserve, graphs)
     stages = range(job.pipeline)
-    found = [worst("generation", [("sampling", s, _generation(job, s, device)) for s in stages])]
+    found = [generation(job, reserve, graphs)]
     if job.config.batch.updates > 1 and job.config.algorithm.old_logprobs == "trainer" or job.config.algorithm.kl:
-        found.append(worst("scoring", [("forward", s, _scoring(job, s, device)) for s in stages]))
-    found.append(worst("update", [(m, s, terms) for s in stages for m, terms in _update(job, s, device)]))
+        found.append(_worst("scoring", taken, [("forward", s, _scoring(job, s, device)) for s in stages]))
+    found.append(_worst("update", taken, [(m, s, terms) for s in stages for m, terms in _update(job, s, device)]))
     if not job.aliased:
-        found.append(worst("sync", [("copying", s, _sync(job, s)) for s in stages]))
+        found.append(_worst("sync", taken, [("copying", s, _sync(job, s)) for s in stages]))
     return found
+
+
+def generation(job: Job, reserve: int = 0, graphs: int = 0) -> Phase:
+    """The first of `phases`."""
+    moments = [("sampling", s, _generation(job, s)) for s in range(job.pipeline)]
+    return _worst("generation", _taken(job, reserve, graphs), moments)
+
+
+def _taken(job: Job, reserve: int, graphs: int) -> dict[str, int]:
+    return {"reserve": reserve, "CUDA graphs": 0 if job.config.rollout.eager else graphs}
+
+
+def _worst(name: str, taken: dict[str, int], moments: list[tuple[str, int, dict[str, int]]]) -> Phase:
+    moment, stage, terms = max(moments, key=lambda m: sum(m[2].values()))
+    return Phase(name, moment, stage, {k: v for k, v in (terms | taken).items() if v})
 
 
 def host(job: Job) -> dict[str, int]:
@@ -85,20 +95,26 @@ def optimizer_state(job: Job, elements: int) -> int:
     return (2 if job.itemsize == FLOAT32 else 3) * FLOAT32 * elements // job.data
 
 
-def _state(job: Job, stage: int) -> dict[str, int]:
+def state(job: Job, stage: int) -> dict[str, int]:
+    """What the trainer holds between steps, in bytes."""
     elements = job.stages[stage]
     return {"parameters": job.itemsize * elements, "gradients": FLOAT32 * elements,
             "optimizer state": optimizer_state(job, elements)}
 
 
-def _generation(job: Job, stage: int, device: Device) -> dict[str, int]:
+def _held(job: Job, stage: int) -> dict[str, int]:
+    """The same while gradients and optimizer state may be on the host: from one update to the next."""
+    held = state(job, stage)
+    return {"parameters": held["parameters"]} if job.config.parallel.offload else held
+
+
+def _generation(job: Job, stage: int) -> dict[str, int]:
     shape, rollout, tensor = job.shape, job.config.rollout, job.config.rollout_tensor
-    state = _state(job, stage)
-    if job.config.parallel.offload:
-        state = {"parameters": state["parameters"]}
+    held = _held(job, stage)
     tokens = max(PREFILL, rollout.max_sequences)
     width = 3 * shape.ffn // tensor + (2 * shape.query + 2 * shape.kv) // tensor + 3 * shape.hidden
-    return state | {
+    return held | {
+        "gather buffer": _gather_buffer(job),
         "rollout weights": max(sync(job).owned),
         "KV cache": int(rollout.kv_cache_gib * 2**30),
         "vLLM activations": tokens * width * job.itemsize,
@@ -108,21 +124,20 @@ def _generation(job: Job, stage: int, device: Device) -> dict[str, int]:
 
 def _scoring(job: Job, stage: int, device: Device) -> dict[str, int]:
     """Log-probs without gradients: one layer's tensors, or a chunk of logits."""
-    state, b, t = _state(job, stage), job.itemsize, job.micro_batch_tokens
-    if job.config.parallel.offload:
-        state = {"parameters": state["parameters"]}
+    held, b, t = _held(job, stage), job.itemsize, job.micro_batch_tokens
     layer = t * b * (5 * job.shape.ffn // job.tensor + 4 * _split_hidden(job) + 2 * job.shape.head_dim)
     head = 0
     if stage == job.pipeline - 1:
         rows = min(job.micro_batch_rows, chunk_rows(job, device))
         head = b * (job.shape.hidden * (t + job.micro_batch_rows) + rows * job.shape.vocab // job.tensor)
-    return state | {"working tensors": max(layer, head), "gather buffer": _gather_buffer(job)}
+    return held | {"working tensors": max(layer, head), "gather buffer": _gather_buffer(job)}
 
 
 def _sync(job: Job, stage: int) -> dict[str, int]:
     """The reshard plan receives into vLLM's storage; at most a slice of one parameter waits elsewhere."""
     largest = job.itemsize * max(job.shape.stage(stage, job.tensor, job.pipeline))
-    return _state(job, stage) | {"rollout weights": max(sync(job).owned), "slice in flight": largest}
+    return _held(job, stage) | {"gather buffer": _gather_buffer(job), "rollout weights": max(sync(job).owned),
+                                 "slice in flight": largest}
 
 
 # -- update ---------------------------------------------------------------------------------------------------------
@@ -130,13 +145,13 @@ def _sync(job: Job, stage: int) -> dict[str, int]:
 
 def _update(job: Job, stage: int, device: Device) -> Iterator[tuple[str, dict[str, int]]]:
     """(moment, terms) of each moment that can be the worst."""
-    state, elements, b = _state(job, stage), job.stages[stage], job.itemsize
+    held, elements, b = state(job, stage), job.stages[stage], job.itemsize
     last = stage == job.pipeline - 1
     flight = job.pipeline - stage  # 1F1B: micro-batches whose backward pass is still to come, if there are enough
     others, this = (flight - 1) * micro_batch(job, stage, device), micro_batch(job, stage, device)
 
     def moment(name: str, activations: int, working: int) -> tuple[str, dict[str, int]]:
-        return name, state | {"gather buffer": _gather_buffer(job), "activations": activations,
+        return name, held | {"gather buffer": _gather_buffer(job), "activations": activations,
                               "working tensors": working}
 
     if last:
@@ -145,9 +160,11 @@ def _update(job: Job, stage: int, device: Device) -> Iterator[tuple[str, dict[st
         yield moment("backward of the final norm", others + this, _norm_backward(job, device))
         this -= norm
     recompute = job.config.parallel.recompute
-    if recompute != "none":  # what is computed again, and its output
-        again = layer(job, device) if recompute == "full" else feed_forward(job)
-        this += job.micro_batch_tokens * (again + b * _split_hidden(job))
+    if recompute == "selective":  # what is computed again, and its output
+        this += job.micro_batch_tokens * (feed_forward(job) + b * _split_hidden(job))
+    elif recompute == "full":  # the input, which the norm keeps too, is there already, except as a float32 copy
+        copied = device == "cpu" and b != FLOAT32
+        this += job.micro_batch_tokens * (layer(job, device) + b * _split_hidden(job) * copied)
     yield moment("backward of the last layer", others + this, _layer_backward(job))
     if stage == 0:
         cast = FLOAT32 if device == "cpu" and b != FLOAT32 else 0  # before it is added to the float32 gradients

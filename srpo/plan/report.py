@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +48,7 @@ def show(plan: Plan, console: Console | None = None) -> None:
 
 
 def _memory(own: Candidate) -> Table:
-    table = Table(title="Memory of one GPU at the worst moment of each phase, GiB")
+    table = Table(title="Memory of one GPU, GiB, at the worst moment")
     table.add_column("")
     for phase in own.phases:
         table.add_column(f"{phase.name}\n({phase.moment})", justify="right")
@@ -62,8 +63,7 @@ def _memory(own: Candidate) -> Table:
 
 def _times(own: Candidate) -> Table:
     times = own.times
-    table = Table(title=f"A step, predicted: {times.tokens_per_gpu:,.0f} response tokens/s/GPU, MFU {times.mfu:.0%} in the "
-                        f"update and {times.mfu_step:.0%} over the step")
+    table = Table(title="A step, predicted", min_width=44)
     table.add_column("phase")
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
@@ -72,6 +72,8 @@ def _times(own: Candidate) -> Table:
             table.add_row(name, f"{seconds:.2f}", f"{seconds / times.total:.1%}")
     table.add_section()
     table.add_row("step", f"{times.total:.1f}", "")
+    table.caption = (f"{times.tokens_per_gpu:,.0f} response tokens/s/GPU; MFU {times.mfu:.0%} in the update, "
+                     f"{times.mfu_step:.0%} over the step")
     return table
 
 
@@ -85,11 +87,11 @@ def _sync(own: Candidate) -> str:
 
 def _layouts(plan: Plan) -> Table:
     shown = plan.layouts[:SHOWN]
-    table = Table(title=f"Layouts that fit, the fastest first ({len(shown)} of {len(plan.layouts)}); every replica's KV "
-                        "cache as large as there is room")
-    for name in ("train\nTP x PP", "rollout\nTP", "recompute", "offload", "micro-batch\ntokens", "KV cache\nGiB",
-                 "left\nGiB", "generation\ns", "update\ns", "sync\ns", "step\ns", "tokens/\ns/GPU", "MFU\nupdate"):
-        table.add_column(name, justify="left" if name == "recompute" else "right")
+    table = Table(title=f"Layouts that fit, the fastest first ({len(shown)} of {len(plan.layouts)}), with as much KV "
+                        "cache as there is room for", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("train\nTP x PP", "vLLM\nTP", "recompute", "off-\nload", "micro-batch\ntokens", "KV\nGiB", "left\nGiB",
+                 "generate\ns", "update\ns", "sync\ns", "step\ns", "tokens\n/s/GPU", "update\nMFU"):
+        table.add_column(name, justify="left" if name == "recompute" else "right", no_wrap=True)
     for c in shown:
         config, t = c.job.config, c.times
         table.add_row(
