@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from conftest import World
 from launches import HERE, Launch, metrics, weights
+from transformers import AutoConfig
+
+from srpo.rollout.reshard import Layout, Plan, plan
 
 TWO_STEPS = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 2}]
 
@@ -51,27 +54,34 @@ def test_another_layout_takes_up_a_checkpoint(base: Path, world: World) -> None:
     for steps in seen(world, "tensor"):
         assert all(s["parameters"] == 30 and s["aliased"] and s["stayed"] and s["updated"] for s in steps)
     assert metrics(run)[:5] == metrics(base)[:5] and metrics(run)[-1]["stage"] == "programs"
-    trained_well(metrics(run)[1:], moved=False)
+    trained_well(metrics(run)[1:], reshard(world, (2, 1), (2, 1)))
     assert weights(run / "hf").keys() == weights(saved).keys() and weights(run / "hf") != weights(saved)
 
 
-@pytest.mark.parametrize("name, parallel, moved", [
-    ("sequence", {"tensor": 2, "sequence": True}, False),
-    ("pipeline", {"pipeline": 2}, True)])  # fmt: skip
-def test_training(name: str, parallel: dict[str, Any], moved: bool, base: Path, world: World) -> None:
-    run = world.folder / name
-    output = world.train(name, parallel=parallel, stages=TWO_STEPS, **world.warm()).succeed()
-    assert ("aliased 0 tensors" in output) == moved
+@pytest.mark.parametrize("name, parallel, rollout, train, to", [
+    ("sequence", {"tensor": 2, "sequence": True}, {}, (2, 1), (2, 1)),
+    ("pipeline", {"pipeline": 2}, {}, (1, 2), (2, 1)),
+    ("narrow", {"tensor": 2}, {"tensor": 1}, (2, 1), (1, 1)),
+    ("wide", {}, {"tensor": 2}, (1, 1), (2, 1))], ids=["sequence", "pipeline", "narrow", "wide"])  # fmt: skip
+def test_training(name: str, parallel: dict[str, Any], rollout: dict[str, Any], train: tuple[int, int],
+                  to: tuple[int, int], base: Path, world: World) -> None:
+    """`to`: what vLLM runs at."""
+    run, plan = world.folder / name, reshard(world, train, to)
+    output = world.train(name, parallel=parallel, rollout=rollout, stages=TWO_STEPS, **world.warm()).succeed()
+    assert plan.summary(0) in output
     _, *steps = metrics(run)
     assert len(steps) == 2
-    trained_well(steps, moved)
+    trained_well(steps, plan)
     assert weights(run / "hf") != weights(base / "warm")
 
 
-def trained_well(steps: list[dict[str, Any]], moved: bool) -> None:
-    """The canary was quiet, also after weights had changed, and weights were copied only where they must be: this
-    rank's half of the model."""
+def reshard(world: World, train: tuple[int, int], rollout: tuple[int, int]) -> Plan:
+    hf = AutoConfig.from_pretrained(world.folder / "data" / "model")
+    return plan(hf, Layout(*train), Layout(*rollout), itemsize=4)
+
+
+def trained_well(steps: list[dict[str, Any]], plan: Plan) -> None:
+    """The canary was quiet, also after weights had changed, and no more moved than the plan says."""
     for m in steps:
         assert m["rollout/logprob_diff_max"] < 1e-4 and m["grad/norm"] > 0
-        mine = (m["weights/aliased_bytes"], m["weights/moved_bytes"])
-        assert mine[moved] > 1_500_000 and mine[not moved] == 0
+        assert (m["weights/aliased_bytes"], m["weights/moved_bytes"]) == (plan.aliased[0], plan.received[0])
