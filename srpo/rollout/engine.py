@@ -92,7 +92,6 @@ class RolloutEngine:
 
     def wake(self) -> None:
         if self.on_cuda:
-            torch.cuda.empty_cache()  # the KV cache is not torch's: give the device what the update has freed
             self.llm.wake_up()
 
 
