@@ -36,7 +36,7 @@ class Offload:
         """Copy the state out and free it and the gradients.
 
         On CUDA it returns before the copies have ended; torch's allocator frees the memory when they have, and
-        `torch.cuda.empty_cache` waits for that.
+        vLLM's wake-up empties its cache, which waits for that.
         """
         if self.dropped:
             return
