@@ -17,6 +17,7 @@ from srpo.prepare.readers import final
 from srpo.prepare.rows import Row
 from srpo.rewards import math
 from srpo.rewards.pool import Lost, Pool
+from srpo.rewards.worker import MATH_MEMORY, bounded_memory
 from srpo.sandbox import Limits, judge_many
 from srpo.sandbox.confine import die_with_parent
 
@@ -29,7 +30,7 @@ LIMITS = Limits(wall=30.0, cpu=5)
 def answer_fault(answer: str, solution: str | None) -> tuple[str, str] | None:
     """(rule, detail) of a reference answer that cannot be graded against, or that its own solution contradicts."""
     try:
-        if math.grade(f"\\boxed{{{answer}}}", answer).correct != 1:
+        if math.judge(f"\\boxed{{{answer}}}", answer).correct != 1:
             return "answer_fails", "the grader does not find it equal to itself"
         if math.equal("1", answer) and math.equal("0", answer):
             return "answer_fails", "the grader accepts anything"
@@ -90,15 +91,18 @@ def main() -> None:
             request = json.loads(channel.recv_bytes())
         except EOFError:
             return
-        if "pair" in request:
-            reply: dict[str, Any]
-            try:
-                reply = {"equal": math.equal(*request["pair"])}
-            except UserError:
-                reply = {"equal": False}
-        else:
-            reply = {"fault": answer_fault(request["answer"], request["solution"])}
+        with bounded_memory(MATH_MEMORY):
+            reply = answer(request)
         channel.send_bytes(json.dumps(reply).encode())
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    if "pair" not in request:
+        return {"fault": answer_fault(request["answer"], request["solution"])}
+    try:
+        return {"equal": math.equal(*request["pair"])}
+    except UserError:
+        return {"equal": False}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@ r"""Is the final answer of a maths response equal to the reference?
 Choices, words, units, bases, lists, intervals and matrices are taken apart here (srpo/rewards/answers.py, units.py),
 rational numbers are compared exactly, and only a scalar that needs algebra reaches math-verify's LaTeX parser and sympy
 (algebra.py). It is bounded first (length, depth, towers, factorials), so that little remains that could hang; a worker
-process with a deadline (pool.py) bounds the time. The parser is called directly: math-verify's own `parse` takes a
-number from within what it cannot read ("3 \to 4" is 4) and drops primes, case and words.
+process with a deadline (pool.py) bounds the time: `grade` has one, a run has many. The parser is called directly:
+math-verify's own `parse` takes a number from within what it cannot read ("3 \to 4" is 4) and drops primes, case and
+words.
 
 The answer is the content of the last \boxed{}, or of <answer>, after the thinking; several different boxes are none.
 
@@ -19,15 +20,22 @@ set-builder notation, a transposed vector, another name for a bound variable.
 
 from __future__ import annotations
 
+import atexit
+import os
 import re
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
+from srpo.config import Reward
+from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import algebra, answers
 from srpo.rewards.answers import matrix, parts, plain, rational, respell, split_base, split_name
 from srpo.rewards.extract import MAX_ANSWER, Grade, answer_block, boxes, conclusion
+from srpo.rewards.pool import Lost, Pool
 from srpo.rewards.units import split_unit, units_differ
 
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
@@ -58,8 +66,38 @@ _EXPONENTS = re.compile(r"(\S)\s*\^\s*\{?\s*-?(\d+)")
 _COMBINATORIAL = re.compile(r"!|\\[dt]?binom|\\choose")
 
 
+TIMEOUT = 10.0
+"""Seconds that `grade` may take."""
+
+
 def grade(response: str, answer: str) -> Grade:
-    """Judge a response against the reference answer. Raises UserError when the reference cannot be understood."""
+    """`judge` in a warm worker process, which is killed when it takes longer than TIMEOUT: what hangs, dies, or wants
+    too much memory is a wrong answer, and the reason says so. Raises UserError for an unusable reference."""
+    thread, pool = _warm(os.getpid())
+    request = {"problem": asdict(Problem("", "math", "", answer=answer)), "text": response, "tokens": 0}
+    reply, = thread.submit(pool.result().map, [request]).result()
+    if isinstance(reply, Lost):
+        return Grade(0.0, None, reply.why)
+    if "data" in reply:
+        raise UserError(reply["data"])
+    if reply["errors"]:
+        return Grade(0.0, None, reply["errors"][0][1])
+    return Grade(reply["correct"], reply["extracted"], reply["reason"])
+
+
+@cache
+def _warm(_process: int) -> tuple[ThreadPoolExecutor, Future[Pool]]:
+    """This process's worker, and the thread that serves it: a worker ends with the thread that started it, and callers'
+    threads come and go."""
+    thread = ThreadPoolExecutor(1)
+    settings = {"reward": Reward(style="boxed").model_dump(), "max_response_tokens": 1}
+    pool = thread.submit(Pool, "srpo.rewards.worker", settings, 1, TIMEOUT)
+    atexit.register(lambda: pool.result().close())
+    return thread, pool
+
+
+def judge(response: str, answer: str) -> Grade:
+    """Judge a response against the reference answer, here. Raises UserError when the reference cannot be understood."""
     given = _final_answer(conclusion(response)[-20_000:])
     if given is None:
         return Grade(0.0, None, "no single final answer")

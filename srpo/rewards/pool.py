@@ -108,11 +108,16 @@ class Pool:
         return _Worker(process, Connection(ours.detach()), time.monotonic() + START_SECONDS)
 
     def _hand_out(self) -> None:
-        for worker in self._workers:
-            if self._waiting and worker.ready and worker.task is None:
+        for i, worker in enumerate(self._workers):
+            if not self._waiting or not worker.ready or worker.task is not None:
+                continue
+            if worker.channel.poll():                         # its end: it died while idle, through no request's fault
+                self._kill(worker)
+                self._workers[i] = self._start()
+            else:
                 worker.task, request = self._waiting.popleft()
                 worker.at, worker.deadline = "", time.monotonic() + self._timeout
-                with suppress(OSError):                       # it died while idle: reading finds out
+                with suppress(OSError):                       # it died this moment: reading finds out
                     worker.channel.send_bytes(request)
 
     def _turn(self, patience: float = math.inf) -> None:
@@ -154,7 +159,7 @@ class Pool:
                 assert worker.task is not None
                 self._answers[worker.task] = message
                 worker.task = None
-                break                                         # that it died afterwards concerns the next request
+                break                                         # that it died afterwards concerns no request
         return ""
 
     @staticmethod

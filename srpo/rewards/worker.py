@@ -105,13 +105,14 @@ def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
     terms = {"accuracy": reward.accuracy * accuracy.correct,
              "format": reward.format * well_formed(text, reward.style, strict=reward.strict),
              "language": -reward.language * mixing(problem.prompt, text) if reward.language else 0.0}
-    return {"correct": accuracy.correct, "reason": accuracy.reason, "parts": terms, "errors": []}
+    return {"correct": accuracy.correct, "extracted": accuracy.extracted, "reason": accuracy.reason, "parts": terms,
+            "errors": []}
 
 
 def grade(problem: Problem, text: str, timeout: float, *, fraction: bool) -> Grade:
     if problem.domain == "math":
         with bounded_memory(MATH_MEMORY):
-            return math_reward.grade(text, problem.answer or "")
+            return math_reward.judge(text, problem.answer or "")
     # Within half of the deadline, so that a program that hangs is a wrong answer and not a lost grader.
     wall = min(Limits().wall, timeout / 2)
     limits = Limits(wall=wall, cpu=math.ceil(wall) + 1)

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from srpo.errors import UserError
-from srpo.rewards.math import equal, grade
+from srpo.rewards.math import equal, judge
 
 SAME = {frozenset(pair) for pair in (("0.2", "0.20"), ("2.5", "2.50"), ("37.5", "37.50"), ("a=9", "9^\\circ"))}
 """Pairs of MATH's answers that are rightly equal: trailing zeros; a name and a degree sign, which may be left out."""
@@ -47,7 +47,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 def accepts(solution: str, gold: str, given: str = "") -> bool:
     try:
-        return grade(f"{solution}\nThe answer is $\\boxed{{{given or gold}}}$.", gold).correct == 1.0
+        return judge(f"{solution}\nThe answer is $\\boxed{{{given or gold}}}$.", gold).correct == 1.0
     except UserError:
         return False
 

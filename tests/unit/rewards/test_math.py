@@ -3,6 +3,7 @@ r"""The maths grader: verdicts on pairs, where the answer is looked for, and hos
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import hostile_answers
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from srpo.config import Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
-from srpo.rewards import Graders, Response
-from srpo.rewards.math import Unreadable, check, equal, grade
+from srpo.rewards import Graders, Response, math
+from srpo.rewards.extract import Grade
+from srpo.rewards.math import Unreadable, check, equal, grade, judge
 
 PAIRS = [line.split("\t") for line in (Path(__file__).parent / "pairs.tsv").read_text().splitlines() if line[:1] != "#"]
 
@@ -31,7 +33,7 @@ def test_the_table_names_every_false_reject_and_what_others_get_wrong():
 @pytest.mark.parametrize("reference", sorted({row[2] for row in PAIRS}))
 def test_a_reference_equals_itself_however_it_is_wrapped(reference):
     for given in (reference, f" {reference} ", f"${reference}$", f"\\({reference}\\)"):
-        assert grade(f"so it is $\\boxed{{{given}}}$.", reference).correct
+        assert judge(f"so it is $\\boxed{{{given}}}$.", reference).correct
 
 
 def test_infinity_equals_itself():
@@ -56,21 +58,21 @@ def test_infinity_equals_itself():
     ("", None),
 ])
 def test_where_the_answer_is(response, extracted):
-    assert grade(response, "3").extracted == extracted
+    assert judge(response, "3").extracted == extracted
 
 
 def test_unusable_references_are_data_errors():
     with pytest.raises(UserError, match="empty"):
-        grade("\\boxed{3}", "$$")
+        judge("\\boxed{3}", "$$")
     with pytest.raises(UserError, match="cannot be read as mathematics"):
-        grade("\\boxed{3}", "\\frac{")
+        judge("\\boxed{3}", "\\frac{")
 
 
 @pytest.mark.parametrize("reference", ["AB \\parallel CD", "1\\text{ hour }30\\text{ minutes}",
                                        "\\forall x > 0, f(x) = x"])
 def test_a_reference_beyond_algebra_is_matched_by_its_text_and_stops_no_run(reference):
-    assert grade(f"\\boxed{{{reference} }}", reference).correct
-    assert not grade("\\boxed{3 = x}", reference).correct
+    assert judge(f"\\boxed{{{reference} }}", reference).correct
+    assert not judge("\\boxed{3 = x}", reference).correct
     with pytest.raises(Unreadable, match="cannot be read as mathematics"):
         equal("3 = x", reference)                             # `srpo prepare` drops it
 
@@ -113,14 +115,29 @@ def test_hostile_answers_are_wrong_and_cost_at_most_their_timeout(count, seed):
     assert sum(g.failed for g in graded) <= len(pairs) // 50, "the bounds that are checked before parsing are in force"
 
 
+def test_the_grader_at_hand_outlives_its_thread_and_what_hangs(monkeypatch):
+    monkeypatch.setattr(math, "TIMEOUT", 1.0)
+    math._warm.cache_clear()
+    thread = Thread(target=lambda: grade("\\boxed{1}", "1"))
+    thread.start()
+    thread.join()                                             # and with it goes the worker that it started
+    assert grade("\\boxed{\\frac12}", "0.5") == Grade(1.0, "\\frac12", "correct")
+    assert grade("\\boxed{3}", "4") == Grade(0.0, "3", "wrong answer")
+    hangs = "\\lfloor (1+\\sqrt2)^{9999} \\rfloor"
+    assert grade(f"\\boxed{{{hangs}}}", "\\sqrt7") == Grade(0.0, None, "no answer within 1 s")
+    assert grade("\\boxed{3}", "3").correct
+    with pytest.raises(UserError, match="empty"):
+        grade("\\boxed{3}", "$$")
+
+
 def test_extraction_is_linear():
     for text in ("\\boxed{" * 20_000, "\\boxed{" + "{" * 100_000, "<answer>" * 2_000, "</think>" * 20_000,
                  "\\boxed{1} " * 5_000):
-        grade(text, "3")
+        judge(text, "3")
 
 
 def test_toy_answers_never_load_sympy():
-    code = ("import sys; from srpo.rewards.math import grade;"
-            "assert grade('</think><answer>12</answer>', '12').correct and not grade('\\\\boxed{13}', '12').correct;"
+    code = ("import sys; from srpo.rewards.math import judge;"
+            "assert judge('</think><answer>12</answer>', '12').correct and not judge('\\\\boxed{13}', '12').correct;"
             "sys.exit('sympy' in sys.modules or 'torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
