@@ -11,6 +11,7 @@ import json
 import math
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ Custom = dict[str, Callable[[Problem, str], float]]
 
 def main() -> None:
     die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's goes to every process; the rank decides when to stop
     channel = Connection(int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
     reward = Reward.model_validate(settings["reward"])
