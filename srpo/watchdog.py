@@ -14,6 +14,7 @@ checkpoint. Before that the stacks of all ranks go to RUN/stacks/TIME, named for
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import os
@@ -101,7 +102,7 @@ class Watchdog:
     def arm(self, minutes: float) -> None:
         """The run has started: from now on a collective that takes `minutes` hangs, and SIGTERM waits for a step."""
         set_timeout(timedelta(minutes=minutes))
-        self._minutes, self._limit, self._armed = minutes, min(SILENCE, 60 * minutes), True
+        self._minutes, self._limit, self._armed = minutes, max(5 * BEAT, min(SILENCE, 60 * minutes)), True
 
     def stop_requested(self) -> bool:
         """Whether a rank was asked to stop: the same answer on all of them. Collective."""
@@ -155,7 +156,9 @@ class Watchdog:
 
     def _terminate(self) -> None:
         if any(_process_state(m.pid) in "XZ" for m in self._others()):  # what is left of a launch that has failed
-            if self._armed and not self._failure:
+            if self._failure:
+                self._failed.wait(5 * PATIENCE)
+            elif self._armed:
                 self._write_stacks([])
             os._exit(TERMINATED)
         self._stopping = True
@@ -254,19 +257,30 @@ class Watchdog:
             self._failed.set()
 
     def _write_stacks(self, others: list[Member]) -> None:
-        """This rank's, then those of others on this host that have not written their own."""
+        """This rank's, then those of `others` on this host that have not written their own."""
         self._folder.mkdir(parents=True, exist_ok=True)
         _write_stack(self._folder, self._me)
         if others:
             time.sleep(PATIENCE)
         for member in others:
             _write_stack(self._folder, member)
+        deadline = time.monotonic() + 2 * PATIENCE  # whoever ends first takes the others along
+        while not all(_stack_file(self._folder, m).exists() for m in others) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def _stack_file(folder: Path, member: Member) -> Path:
+    return folder / f"rank-{member.rank:05d}.txt"
 
 
 def _write_stack(folder: Path, member: Member) -> None:
-    """Have a rank of this host dump its stacks, with what the kernel says about it; nothing if that was done."""
+    """Have a rank of this host dump its stacks, with what the kernel says about it; nothing if another one does."""
+    final = _stack_file(folder, member)
+    partial = final.with_suffix(".partial")
     try:
-        file = (folder / f"rank-{member.rank:05d}.txt").open("x")
+        if final.exists():
+            return
+        file = partial.open("x")
     except FileExistsError:
         return
     state = _process_state(member.pid)
@@ -275,16 +289,17 @@ def _write_stack(folder: Path, member: Member) -> None:
         file.write(f"rank {member.rank}, process {member.pid} on {member.name}, state {state} (proc(5)), main "
                    f"thread in kernel function {kernel}\n\n")
         file.flush()
-        os.kill(member.pid, signal.SIGUSR2)
+        ctypes.CDLL(None).tgkill(member.pid, member.pid, signal.SIGUSR2)  # its main thread, which then stands still
         if state == "T":
             os.kill(member.pid, signal.SIGCONT)
         stacks = Path(f"/proc/{member.pid}/fd/{member.stacks}")
         text, before = "", None
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and (not text or text != before):
-            time.sleep(0.1)
+            time.sleep(0.3)
             before, text = text, stacks.read_text()
         file.write(text or "It does not answer: it hangs in the kernel.\n")
+    partial.rename(final)
 
 
 def _process_state(pid: int) -> str:
