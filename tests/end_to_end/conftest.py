@@ -53,6 +53,12 @@ class World:
         return Launch("-m", "srpo", "train", self.config(run, **sections), ranks=ranks, folder=self.folder,
                       before=before)
 
+    def launch(self, run: str, ranks: int = 2, before: tuple[str, ...] = (), env: dict[str, str] | None = None,
+               **sections: Any) -> Launch:
+        """The same by launch/torchrun.sh, which starts failed ranks again."""
+        return Launch(self.config(run, **sections), ranks=ranks, folder=self.folder, before=before, script=True,
+                      **(env or {}))
+
     def warm(self) -> dict[str, Any]:
         """Sections of a run that starts from the warm-started policy of the base run."""
         return {"model": {"path": str(self.folder / "base" / "warm")}, "warm_start": None}

@@ -27,15 +27,22 @@ RANK_DIES = 60  # seconds that a launch may outlive one of its ranks
 
 
 class Launch:
-    """A Python command on one or more ranks, as a user starts it. `before`: what it is started through."""
+    """A Python command on one or more ranks, as a user starts it. `before`: what it is started through. `script`: by
+    launch/torchrun.sh, which adds `-m srpo train` itself."""
 
-    def __init__(self, *command: str | Path, ranks: int, folder: Path, before: tuple[str, ...] = (), **env: str):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    def __init__(self, *command: str | Path, ranks: int, folder: Path, before: tuple[str, ...] = (),
+                 script: bool = False, **env: str):
+        start = [sys.executable]
+        if script:
+            start = ["bash", str(ROOT / "launch" / "torchrun.sh")]
+            env = {"NPROC_PER_NODE": str(ranks), "PYTHON": sys.executable} | env
+        elif ranks > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(HERE), os.environ.get("PYTHONPATH", "")])
         self._log = folder / f"{time.monotonic_ns()}.log"
         with self._log.open("w") as log:
             self.process = psutil.Popen(
-                [*before, sys.executable, *torchrun, *map(str, command)], cwd=folder, stdout=log,
+                [*before, *start, *map(str, command)], cwd=folder, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | env)
 
@@ -86,9 +93,10 @@ class Launch:
     def ranks(self) -> list[psutil.Process]:
         """The processes that train, rank 0 first."""
         found = {}
-        for child in self.process.children():
+        for child in self.process.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if rank := child.environ().get("RANK"):
+                rank = child.environ().get("RANK")
+                if rank and "RANK" not in child.parent().environ():  # what a rank starts has it too
                     found[rank] = child
         return [found[r] for r in sorted(found)]
 
