@@ -19,12 +19,6 @@ from srpo.plan.reshard import Sync, sync
 from srpo.plan.shape import Shape, with_model
 from srpo.plan.simulate import Comparison, compare
 from srpo.plan.speed import decoder
-from srpo.plan.workload import Workload
-
-STEPS = 3
-"""Steps of a run, its last ones, or synthetic ones that are replayed."""
-SURPLUS = 0.25
-"""Groups in flight beyond a step's, in the replay of over-sampling."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,8 @@ class Plan:
     layouts: list[Candidate]
     comparison: Comparison | None
     """With the configuration's layout, or else the best."""
+    oversample: float
+    """rollout.oversample of the comparison."""
     assumptions: list[Assumption]
 
     @property
@@ -58,7 +54,7 @@ class Plan:
 
 def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path | None, as_json: bool) -> int:
     """Print the plan; 0 if the configuration fits, else 1."""
-    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), f"{path} on {gpus} {gpu_name}", ledger)
+    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), f"{path} on {gpus} {gpu_name.upper()}", ledger)
     if as_json:
         print(json.dumps(made.as_dict(), indent=2))
     else:
@@ -73,8 +69,8 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be positive")
     config = with_model(config)
-    steps = workload.recorded(ledger, config)[-STEPS:] if ledger else workload.synthetic(config, STEPS)
-    work = Workload(steps[-1])
+    work = workload.workload(config, ledger)
+    oversample = config.rollout.oversample if config.rollout.oversample > 1 else workload.TRIED
     job = Job(config, Shape.of(config), gpus)
     own, verdict = None, refusal(config, gpus)
     if not verdict:
@@ -84,8 +80,10 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
     shown = own if own and not verdict else next(iter(layouts), None)
     comparison = None
     if shown:
-        comparison = compare(decoder(shown.job, device), steps, shown.job.replicas, SURPLUS, config.resample.drop_at)
-    return Plan(title, verdict, own, layouts, comparison, [*workload.assumptions(config, ledger, work), *device.assumptions])
+        comparison = compare(decoder(shown.job, device), work.steps, shown.job.replicas, oversample,
+                             config.resample.drop_at)
+    assumptions = [*workload.assumptions(config, ledger, work), *device.assumptions]
+    return Plan(title, verdict, own, layouts, comparison, oversample, assumptions)
 
 
 def refusal(config: Config, gpus: int) -> str:
@@ -103,10 +101,11 @@ def misfit(candidate: Candidate) -> str:
     if candidate.spare < 0:
         return (f"does not fit: {worst.name} needs {worst.total / GIB:.1f} GiB of {candidate.gpu.memory.value:.1f}, "
                 f"{-candidate.spare / GIB:.1f} too much (the moment: {worst.moment}, pipeline stage {worst.stage})")
-    holds = job.config.rollout.kv_cache_gib * GIB / job.kv_bytes_per_token
+    cache = job.config.rollout.kv_cache_gib
+    holds = cache * GIB / job.kv_bytes_per_token
     if holds < job.longest + 1:
-        return (f"does not fit: rollout.kv_cache_gib = {job.config.rollout.kv_cache_gib:g} holds {holds:,.0f} tokens, and "
-                f"the longest sequence has {job.longest + 1:,}")
+        return (f"does not fit: rollout.kv_cache_gib = {cache:g} holds {holds:,.0f} tokens, and the longest sequence "
+                f"has {job.longest + 1:,}")
     return ""
 
 
@@ -114,7 +113,8 @@ def _as_dict(candidate: Candidate) -> dict[str, Any]:
     times, moved = candidate.times, sync(candidate.job)
     return {
         "settings": candidate.settings,
-        "memory": {p.name: {"moment": p.moment, "stage": p.stage, "total": p.total, **p.terms} for p in candidate.phases},
+        "memory": {p.name: {"moment": p.moment, "stage": p.stage, "total": p.total, "terms": p.terms}
+                   for p in candidate.phases},
         "host_memory": memory.host(candidate.job), "spare": candidate.spare,
         "sync_bytes": {"fullest_rank": max(moved.needed), "owned": max(moved.owned)},
         "seconds": {**times.phases, "step": times.total},

@@ -63,7 +63,8 @@ def gpu(name: str) -> Gpu:
 def _hopper(memory: float, bandwidth: Assumption, matmul: Assumption) -> Gpu:
     return Gpu(
         memory=Assumption("GPU memory", memory, "GiB", "datasheet", "what torch reports as total"),
-        reserve=Assumption("beside torch's allocations", 4.0, "GiB", "guess", "CUDA context, NCCL, cuBLAS, fragmentation"),
+        reserve=Assumption("beside torch's allocations", 4.0, "GiB", "guess",
+                           "CUDA context, NCCL, cuBLAS, fragmentation"),
         graphs=Assumption("vLLM's CUDA graphs", 1.0, "GiB", "guess", "held while it sleeps; none with rollout.eager"),
         bandwidth=bandwidth,
         matmul=matmul,

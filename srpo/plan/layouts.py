@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 from srpo.check import check
-from srpo.config import Config
 from srpo.errors import UserError
 from srpo.plan import memory, speed
 from srpo.plan.hardware import GIB, Gpu
@@ -18,7 +17,7 @@ from srpo.plan.workload import Workload
 SIZES = (1, 2, 4, 8)
 """Tensor-parallel and pipeline sizes that are tried; vLLM stays inside a node."""
 BUDGETS = (8192, 16384, 32768, 65536)
-"""Tokens of a micro-batch, where they hold the longest response; else the longest response and its double."""
+"""Tokens of a micro-batch, beside as few as the longest sequence needs."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Candidate:
 def search(base: Job, gpu: Gpu, work: Workload) -> list[Candidate]:
     """Layouts that fit, the fastest first, each with the memory settings that make it fastest."""
     best: dict[tuple[int, ...], Candidate] = {}
-    floors = []
+    floors: list[tuple[float, int, Candidate]] = []
     for job in _jobs(base, gpu):
         candidate = Candidate(job, gpu, work)
         if candidate.spare >= 0:
@@ -77,8 +76,7 @@ def search(base: Job, gpu: Gpu, work: Workload) -> list[Candidate]:
 
 
 def _jobs(base: Job, gpu: Gpu) -> Iterator[Job]:
-    longest = base.longest + 1
-    budgets = [b for b in BUDGETS if b >= longest] or [longest, 2 * longest]
+    budgets = [base.longest + 1, *(b for b in BUDGETS if b > base.longest + 1)]
     for tensor in SIZES:
         for pipeline in SIZES:
             for rollout in SIZES:

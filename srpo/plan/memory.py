@@ -1,9 +1,9 @@
 """Memory of one GPU in every phase of a step, term by term, from what the code allocates.
 
-Buffers are exact: Megatron-Core's contiguous parameters and float32 gradients, the distributed optimizer's shard, vLLM's
-KV cache. Activations are the tensors that autograd keeps, layer by layer, as srpo/megatron/model.py makes them (nothing
-is fused but norms and attention), plus what the worst moment of the backward pass needs beside them. The largest
-micro-batch counts, full of responses at their limit: what fits then cannot run out of memory.
+Buffers are exact: Megatron-Core's contiguous parameters and float32 gradients, the distributed optimizer's shard,
+vLLM's KV cache. Activations are the tensors that autograd keeps, layer by layer, as srpo/megatron/model.py makes them
+(nothing is fused but norms and attention), plus what the worst moment of the backward pass needs beside them. The
+largest micro-batch counts, full of responses at their limit: what fits then cannot run out of memory.
 
 `device="cpu"` describes the same code on CPU, where the formulas are compared with measured allocations
 (tests/distributed/test_plan_memory.py). What differs there: RMSNorm is composed of float32 operators; attention is one
@@ -225,11 +225,13 @@ def head(job: Job, device: Device) -> int:
     vocab = shape.vocab // job.tensor
     hidden = b * shape.hidden * (job.micro_batch_tokens + 2 * job.micro_batch_rows)
     product = b * shape.hidden * rows  # the gradient of the rows, then a masked copy of them
-    if device == "cpu" and b != FLOAT32:  # and the weight's gradient block by block, cast to float32
-        product += (b + FLOAT32) * min(2**22, vocab * shape.hidden)
+    total = FLOAT32  # of the weight's gradient
     weight = 0
-    if job.config.parallel.overlap:  # the weight's gradient goes through autograd, summed in float32 over chunks
-        weight = vocab * shape.hidden * (b if job.micro_batch_rows <= rows else FLOAT32)
+    if job.config.parallel.overlap:  # it goes through autograd, rounded at once where there is a single chunk
+        total = b if job.micro_batch_rows <= rows else FLOAT32
+        weight = total * vocab * shape.hidden
+    if device == "cpu" and total != b:  # block by block, each cast
+        product += (b + FLOAT32) * min(2**22, vocab * shape.hidden)
     return hidden + b * rows * vocab + product + weight
 
 
@@ -240,8 +242,8 @@ def chunk_rows(job: Job, device: Device) -> int:
 
 
 def _layer_backward(job: Job) -> int:
-    """Working tensors in the feed-forward part of the last layer, whose activations are all still there: the gradient of
-    the residual stream, and of gate and up beside that of their product, or of the product and of the weight."""
+    """Working tensors in the feed-forward part of the last layer, whose activations are all still there: the gradient
+    of the residual stream, and of gate and up beside that of their product, or of the product and of the weight."""
     t, hidden, ffn = job.micro_batch_tokens, job.shape.hidden, job.shape.ffn // job.tensor
     return job.itemsize * (t * _split_hidden(job) + max(2 * t * ffn, t * (ffn + hidden) + hidden * ffn))
 

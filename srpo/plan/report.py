@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from srpo.plan import memory
-from srpo.plan.command import SURPLUS, Plan
+from srpo.plan.command import Plan
 from srpo.plan.hardware import GIB
 from srpo.plan.layouts import Candidate
 from srpo.plan.reshard import sync
@@ -43,12 +43,13 @@ def show(plan: Plan, console: Console | None = None) -> None:
         console.print("No layout of these sizes fits. More GPUs, fewer or shorter responses in a micro-batch "
                       "(rollout.max_response_tokens), or a smaller model would.", style="bold red")
     if plan.comparison:
-        console.print(_savings(plan.comparison, (plan.own if plan.own and not plan.verdict else plan.layouts[0])))
+        shown = plan.own if plan.own and not plan.verdict else plan.layouts[0]
+        console.print(_savings(plan.comparison, plan.oversample, shown))
     console.print(_assumptions(plan))
 
 
 def _memory(own: Candidate) -> Table:
-    table = Table(title="Memory of one GPU, GiB, at the worst moment")
+    table = Table(title="Memory of one GPU, GiB", min_width=44)
     table.add_column("")
     for phase in own.phases:
         table.add_column(f"{phase.name}\n({phase.moment})", justify="right")
@@ -103,19 +104,18 @@ def _layouts(plan: Plan) -> Table:
     return table
 
 
-def _savings(c: Comparison, of: Candidate) -> Table:
+def _savings(c: Comparison, oversample: float, of: Candidate) -> Table:
     table = Table(title=f"Generation over {of.job.replicas} replicas, replayed")
     table.add_column("prompts go to replicas")
     table.add_column("seconds", justify="right")
     table.add_column("of random", justify="right")
     rows = [("at random", c.random), ("longest first, balanced by expected length (as trained)", c.balanced),
             ("the same, had the lengths been known", c.foreseen), ("if all replicas ended together", c.even)]
-    if c.over_sampled is not None:
-        rows.append((f"balanced, {SURPLUS:.0%} more in flight, stopped early, the rest resumed", c.over_sampled))
+    rows.append((f"balanced, with rollout.oversample = {oversample:g}", c.over_sampled))
     for name, seconds in rows:
         table.add_row(name, f"{seconds:.1f}", f"{seconds / c.random:.0%}" if c.random else "")
-    table.caption = (f"History resampling drops prompts with {c.mastered:.0%} of the tokens from the next epoch; groups "
-                     f"without advantage fall from {c.no_advantage:.0%} to {c.no_advantage_after:.0%}.")
+    table.caption = (f"History resampling drops prompts with {c.mastered:.0%} of the tokens from the next epoch; "
+                     f"groups without advantage fall from {c.no_advantage:.0%} to {c.no_advantage_after:.0%}.")
     return table
 
 

@@ -25,8 +25,8 @@ def with_model(config: Config) -> Config:
     shipped = MODELS / path.name.lower()
     if not shipped.is_dir():
         names = ", ".join(sorted(p.name for p in MODELS.iterdir()))
-        raise UserError(f"model.path = {config.model.path!r}: has no config.json, and is none of the models whose sizes "
-                        f"are known: {names}")
+        raise UserError(f"model.path = {config.model.path!r}: has no config.json, and is none of the models whose "
+                        f"sizes are known: {names}")
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(shipped)})})
 
 
@@ -61,8 +61,9 @@ class Shape:
         return cls(
             layers=hf["num_hidden_layers"], hidden=hf["hidden_size"], ffn=hf["intermediate_size"], heads=heads,
             kv_heads=hf.get("num_key_value_heads") or heads, head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-            vocab=-(-hf["vocab_size"] // 64) * 64, real_vocab=hf["vocab_size"], tied=hf.get("tie_word_embeddings", False),
-            bias=hf["model_type"] == "qwen2", qk_norm=hf["model_type"] == "qwen3")
+            vocab=-(-hf["vocab_size"] // 64) * 64, real_vocab=hf["vocab_size"],
+            tied=hf.get("tie_word_embeddings", False), bias=hf["model_type"] == "qwen2",
+            qk_norm=hf["model_type"] == "qwen3")
 
     @property
     def query(self) -> int:

@@ -9,15 +9,14 @@ so a replay costs one event a response.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import accumulate, pairwise
 from statistics import fmean
 
 from srpo.balance import assign
-
 
 Span = tuple[float, float]
 """Seconds from the beginning of a step."""
@@ -60,6 +59,8 @@ class Group:
     expected: float
     correct: float = 0.0
     """Pass rate."""
+    begun: tuple[int, ...] = ()
+    """Tokens that earlier steps left of each response, beyond which `lengths` count."""
 
     @property
     def tokens(self) -> int:
@@ -99,7 +100,8 @@ def replay(decoder: Decoder, requests: Sequence[tuple[int, int]]) -> list[Span]:
 
 def requests(groups: Sequence[Group]) -> list[tuple[int, int]]:
     """Every response of the groups. A group's prompt is computed once: the others find it in the prefix cache."""
-    return [(g.prompt if i == 0 else 0, n) for g in groups for i, n in enumerate(g.lengths)]
+    return [((g.prompt if i == 0 else 0) + (g.begun[i] if g.begun else 0), n)
+            for g in groups for i, n in enumerate(g.lengths)]
 
 
 def dealt(groups: Sequence[Group], replicas: int, seed: int = 0) -> list[list[Group]]:
@@ -129,38 +131,45 @@ def makespan(decoder: Decoder, shares: Sequence[Sequence[Group]]) -> float:
     return max(ends(decoder, shares))
 
 
-def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, surplus: float) -> list[float]:
-    """Seconds of each step when `surplus` more groups than a step needs are in flight and it ends with as many finished
-    groups as it needs. What is not finished goes on in the next step from where it was."""
+def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float) -> list[float]:
+    """Seconds of each step under rollout.oversample = `factor`: so many times the groups that a step needs are in
+    flight, a replica stops when its part of those needed is complete, and the others go on in the next step."""
     need = len(steps[0])
-    flight = math.ceil(need * (1 + surplus))
+    flight = round(need * factor)
     fresh = [g for step in steps for g in step]
     carried: list[Group] = []
     seconds = []
     while len(carried) + len(fresh) >= flight:
         taken = flight - len(carried)
-        groups, fresh = carried + fresh[:taken], fresh[taken:]
-        found: list[tuple[float, Group, list[Span]]] = []
-        for share in balanced(groups, replicas):
-            spans = iter(replay(decoder, requests(share)))
-            for g in share:
-                own = [next(spans) for _ in g.lengths]
-                found.append((max(end for _, end in own), g, own))
-        found.sort(key=lambda f: f[0])
-        stop = found[need - 1][0]
-        seconds.append(stop)
-        carried = [_rest(g, own, stop) for end, g, own in found if end > stop]
+        groups, fresh, carried = carried + fresh[:taken], fresh[taken:], []
+        shares = balanced(groups, replicas)
+        edges = [need * before // flight for before in accumulate(map(len, shares), initial=0)]
+        stops = []
+        for share, (begin, end) in zip(shares, pairwise(edges), strict=True):
+            stop, rest = _stopped(decoder, sorted(share, key=lambda g: not g.begun), end - begin)
+            stops.append(stop)
+            carried += rest
+        seconds.append(max(stops))
     return seconds
 
 
+def _stopped(decoder: Decoder, share: Sequence[Group], quota: int) -> tuple[float, list[Group]]:
+    """When one replica has completed `quota` groups, and what is left of the others then."""
+    spans = iter(replay(decoder, requests(share)))
+    own = [[next(spans) for _ in g.lengths] for g in share]
+    ended = [max(end for _, end in some) for some in own]
+    stop = sorted(ended)[quota - 1] if quota else 0.0
+    return stop, [_rest(g, some, stop) for g, some, end in zip(share, own, ended, strict=True) if end > stop]
+
+
 def _rest(group: Group, spans: Sequence[Span], stop: float) -> Group:
-    """What is left of a group at `stop`: its unfinished responses, each as far as its share of the time has brought it;
-    what they have goes to their prompt."""
-    done = [round(n * max(0.0, stop - begin) / (end - begin))
-            for n, (begin, end) in zip(group.lengths, spans, strict=True) if end > stop]
-    whole = [n for n, (_, end) in zip(group.lengths, spans, strict=True) if end > stop]
-    rest = tuple(max(1, n - d) for n, d in zip(whole, done, strict=True))
-    return Group(group.prompt + round(fmean(done)), rest, fmean(rest), group.correct)
+    """What is left of a group at `stop`: its unfinished responses, each as far as its share of the time has got."""
+    before = group.begun or (0,) * len(group.lengths)
+    left = [(n, b, min(n - 1, round(n * max(0.0, stop - begin) / (end - begin))))
+            for n, b, (begin, end) in zip(group.lengths, before, spans, strict=True) if end > stop]
+    done = tuple(b + d for _, b, d in left)
+    gained = fmean(d for *_, d in left)
+    return Group(group.prompt, tuple(n - d for n, _, d in left), max(1.0, group.expected - gained), group.correct, done)
 
 
 # -- comparison -----------------------------------------------------------------------------------------------------
@@ -175,8 +184,7 @@ class Comparison:
     foreseen: float
     even: float
     """Mean over the balanced replicas: nobody can be faster who only moves work between them."""
-    over_sampled: float | None
-    """None: too few steps to carry anything over."""
+    over_sampled: float
     mastered: float
     """Share of the generated tokens that history resampling saves in the next epoch."""
     no_advantage: float
@@ -185,14 +193,14 @@ class Comparison:
     """The same among those that stay."""
 
 
-def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, surplus: float = 0.25,
+def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float = 1.25,
             drop_at: float = 1.0) -> Comparison:
-    """What balance, over-sampling with early stop, and history resampling would have done to these steps."""
+    """What balance, over-sampling by `factor` with early stop, and history resampling do to these steps."""
     groups = [g for step in steps for g in step]
     stay = [g for g in groups if g.correct < drop_at]
     shares = [balanced(step, replicas) for step in steps]
     times = [ends(decoder, share) for share in shares]
-    stopped = over_sampled(decoder, steps, replicas, surplus)[1:]  # the first has nothing to go on with
+    stopped = over_sampled(decoder, steps, replicas, factor)[1:]  # the first has nothing to go on with
 
     def idle(some: Sequence[Group]) -> float:
         return fmean(g.correct in (0.0, 1.0) for g in some) if some else 0.0
@@ -202,6 +210,6 @@ def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, s
         balanced=fmean(map(max, times)),
         foreseen=fmean(makespan(decoder, foreseen(step, replicas)) for step in steps),
         even=fmean(map(fmean, times)),
-        over_sampled=fmean(stopped) if stopped else None,
+        over_sampled=fmean(stopped),
         mastered=1 - sum(g.tokens for g in stay) / sum(g.tokens for g in groups),
         no_advantage=idle(groups), no_advantage_after=idle(stay))

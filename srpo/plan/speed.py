@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from srpo.plan import memory
 from srpo.plan.hardware import Gpu
 from srpo.plan.job import FLOAT32, Job
 from srpo.plan.reshard import sync
-from srpo.plan.simulate import Decoder, balanced, makespan
+from srpo.plan.simulate import Decoder, balanced, makespan, over_sampled
 from srpo.plan.workload import Workload
 
 ADAMW_PASSES = 24
@@ -101,7 +102,7 @@ class Rates:
 
 
 def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -> Times:
-    """Of one step over these responses; `generation`: seconds, where they are known."""
+    """Of one step over these responses, the last of `work`; `generation`: seconds, where they are known."""
     rates, shape, config = Rates(gpu), job.shape, job.config
     forward, backward, exchange = _passes(job, rates, work)
     updates, elements = config.batch.updates, max(job.stages)
@@ -112,13 +113,14 @@ def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -
     block = max(job.tensor * job.pipeline, config.rollout_ranks)
     attention = 2 * work.squares * shape.query * shape.layers
     return Times(
-        generation=decode(decoder(job, gpu), job.replicas, work) if generation is None else generation,
+        generation=decode(decoder(job, gpu), job, work) if generation is None else generation,
         scoring=scorings * forward,
         update=forward + backward,
         reduction=updates * exchange,
         optimizer=updates * (FLOAT32 * elements + adamw) / rates.bandwidth,  # with the gradients set to zero
         offload=offloaded / rates.host,  # out; the way back is hidden behind the update
-        sync=max(moved.needed) / rates.message(block) + 2 * max(moved.owned) / rates.host,  # asleep they are on the host
+        # vLLM's own weights spend the update in host memory
+        sync=max(moved.needed) / rates.message(block) + 2 * max(moved.owned) / rates.host,
         tokens=work.tokens, gpus=job.gpus,
         update_flops=6 * (shape.matrices * work.read + shape.vocab * shape.hidden * work.tokens) + 3 * attention,
         generation_flops=2 * (shape.matrices + shape.vocab * shape.hidden) * work.tokens + attention,
@@ -148,16 +150,22 @@ def decoder(job: Job, gpu: Gpu) -> Decoder:
         capacity=job.config.rollout.kv_cache_gib * 2**30 / job.kv_bytes_per_token)
 
 
+def decode(decoder: Decoder, job: Job, work: Workload) -> float:
+    """Seconds of generation in a step: of the replica that has most to do, or over-sampled, in the long run."""
+    return _decode(decoder, job.replicas, job.config.rollout.oversample, work)
+
+
 @functools.cache
-def decode(decoder: Decoder, replicas: int, work: Workload) -> float:
-    """Seconds of the replica that has most to do."""
+def _decode(decoder: Decoder, replicas: int, factor: float, work: Workload) -> float:
+    if factor > 1:
+        return fmean(over_sampled(decoder, work.steps, replicas, factor)[1:])
     shares = balanced(work.groups, replicas)
     return makespan(decoder, [max(shares, key=lambda share: sum(g.tokens for g in share))])
 
 
 def fastest_generation(job: Job, gpu: Gpu, work: Workload) -> float:
     """With a KV cache that holds whatever there is: a lower bound."""
-    return decode(replace(decoder(job, gpu), capacity=float("inf")), job.replicas, work)
+    return decode(replace(decoder(job, gpu), capacity=float("inf")), job, work)
 
 
 # -- update ---------------------------------------------------------------------------------------------------------
@@ -185,7 +193,8 @@ def _passes(job: Job, rates: Rates, work: Workload) -> tuple[float, float, float
         stage_backward += stage_forward
     elif job.config.parallel.recompute == "selective":  # the feed-forward part, without its messages
         share = 3 * shape.hidden * shape.ffn * shape.layers / shape.matrices
-        stage_backward += share * products + 7 * b * shape.ffn / job.tensor * read * shape.layers / job.pipeline / rates.bandwidth
+        width = 7 * b * shape.ffn / job.tensor
+        stage_backward += share * products + width * read * shape.layers / job.pipeline / rates.bandwidth
     # The last stage's loss takes its three products in the forward pass, and the logits are read and written once.
     vocab = shape.vocab / job.tensor
     head = 3 * 2 * shape.hidden * vocab * rows / rates.matmul + 4 * vocab * rows * b / rates.bandwidth

@@ -25,13 +25,24 @@ PROMPT = 200
 SIGMA = 1.0
 BETWEEN = 0.5
 MASTERY = 0.2
+TRIED = 1.25
+"""rollout.oversample of the comparison where the configuration has none."""
+
+
+STEPS = 2
+"""Steps that are replayed, after as many as over-sampling has in flight at first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """One step's responses."""
+    """The responses of some steps."""
 
-    groups: list[Group]
+    steps: list[list[Group]]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The last step's: it stands for all."""
+        return self.steps[-1]
 
     @cached_property
     def tokens(self) -> int:
@@ -62,9 +73,18 @@ def assumptions(config: Config, ledger: Path | None, work: Workload) -> list[Ass
             else ("guess", "a third of rollout.max_response_tokens"))),
         prompt,
         Assumption("sigma of log length", SIGMA, "", "guess", "log-normal, cut at rollout.max_response_tokens"),
-        Assumption("of its variance between prompts", BETWEEN, "share", "guess", "the rest between a prompt's responses"),
+        Assumption("of it between prompts", BETWEEN, "share", "guess", "of the variance; the rest within a group"),
         Assumption("pass rates: Beta(x, x)", MASTERY, "", "guess", "half of the groups have no advantage, as reported"),
     ]
+
+
+def workload(config: Config, ledger: Path | None) -> Workload:
+    """Enough steps to replay over-sampling: a ledger's last ones, repeated where there are too few."""
+    count = STEPS + math.ceil(max(config.rollout.oversample, TRIED))
+    if ledger is None:
+        return Workload(synthetic(config, count))
+    steps = recorded(ledger, config)
+    return Workload((steps[-count:] * count)[-count:])
 
 
 def synthetic(config: Config, steps: int = 1) -> list[list[Group]]:

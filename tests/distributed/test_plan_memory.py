@@ -1,5 +1,6 @@
-"""srpo plan's memory against what is allocated: buffers byte for byte, and the peak of a whole update of the real Trainer,
-on models in which each term matters in turn. On CPU, where the plan describes the CPU's kernels (srpo/plan/memory.py)."""
+"""srpo plan's memory against what is allocated: buffers byte for byte, and the peak of a whole update of the real
+Trainer, on models in which each term matters in turn. On CPU, where the plan describes the CPU's kernels
+(srpo/plan/memory.py)."""
 
 from __future__ import annotations
 
@@ -41,6 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sp2": {"tensor": 2, "parallel": {"sequence": True}},
     "pp2": {"pipeline": 2},
     "dp2": {},
+    "overlap2": {"parallel": {"overlap": True}},
 }
 PROMPT, RESPONSE, MICRO_BATCH = 64, 193, 8
 PADDING = 3 * 4 * 256  # bytes of optimizer state for the end of a buffer, which is padded to 128 elements a rank
@@ -49,7 +51,7 @@ CASES = [
     Case(1, "qwen2 bfloat16 none"), Case(1, "qwen3 bfloat16 selective"), Case(1, "llama bfloat16 none"),
     Case(1, "qwen2 float32 full"), Case(1, "llama float32 selective"),
     Case(2, "qwen2 bfloat16 tp2"), Case(2, "qwen3 bfloat16 sp2"), Case(2, "qwen3 bfloat16 pp2"),
-    Case(2, "llama bfloat16 dp2"), Case(2, "qwen2 float32 sp2"),
+    Case(2, "llama bfloat16 dp2"), Case(2, "qwen2 float32 sp2"), Case(2, "llama bfloat16 overlap2"),
 ]  # fmt: skip
 
 
@@ -72,8 +74,8 @@ def start(model: str, dtype: str, settings: dict[str, Any]) -> Trainer:
 
 
 def _wait(work: dist.Work, *args: Any, wait: Any = dist.Work.wait) -> Any:
-    """gloo's thread lets go of the tensors a moment after `wait` returns, and the profiler does not see what that thread
-    frees: give it that moment, so that the last reference is ours."""
+    """gloo's thread lets go of the tensors a moment after `wait` returns, and the profiler does not see what that
+    thread frees: give it that moment, so that the last reference is ours."""
     done = wait(work, *args)
     time.sleep(0.002)
     return done

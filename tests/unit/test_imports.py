@@ -90,7 +90,7 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("module", [
     m for m in SRPO
     if m in ("srpo", "srpo.check", "srpo.cli", "srpo.config", "srpo.doctor", "srpo.errors", "srpo.rollout.reshard")
-    or any(starts(m, p) for p in ("srpo.control", "srpo.data", "srpo.sandbox"))
+    or any(starts(m, p) for p in ("srpo.control", "srpo.data", "srpo.plan", "srpo.sandbox"))
 ])
 def test_light_modules_load_no_torch(module):
     heavy = ("torch", "vllm", "megatron", "triton")
@@ -121,6 +121,7 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.doctor": {"srpo.cli"},
     "srpo.train": {"srpo.cli"},
     "srpo.metrics": {"srpo.train", "srpo.warm_start", "srpo.evaluate"},
+    "srpo.plan": {"srpo.cli"},
     "srpo.prepare": {"srpo.cli"},
     "srpo.rollout": {"srpo.train", "srpo.evaluate", "srpo.prepare"},
     "srpo.rewards": {"srpo.train", "srpo.evaluate", "srpo.statistics", "srpo.prepare"},
