@@ -54,7 +54,8 @@ class Plan:
 
 def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path | None, as_json: bool) -> int:
     """Print the plan; 0 if the configuration fits, else 1."""
-    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), f"{path} on {gpus} {gpu_name.upper()}", ledger)
+    title = f"{path} on {gpus} {gpu_name.upper()}"
+    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), title, ledger)
     if as_json:
         print(json.dumps(made.as_dict(), indent=2))
     else:

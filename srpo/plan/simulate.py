@@ -20,6 +20,8 @@ from srpo.balance import assign
 
 Span = tuple[float, float]
 """Seconds from the beginning of a step."""
+StepDone = tuple[float, int]
+"""Seconds of a step, and the tokens generated in it."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +133,14 @@ def makespan(decoder: Decoder, shares: Sequence[Sequence[Group]]) -> float:
     return max(ends(decoder, shares))
 
 
-def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float) -> list[float]:
-    """Seconds of each step under rollout.oversample = `factor`: so many times the groups that a step needs are in
-    flight, a replica stops when its part of those needed is complete, and the others go on in the next step."""
+def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float) -> list[StepDone]:
+    """Steps under rollout.oversample = `factor`: so many times the groups that a step needs are in flight, a replica
+    stops when its part of those needed is complete, and the others go on in the next step."""
     need = len(steps[0])
     flight = round(need * factor)
     fresh = [g for step in steps for g in step]
     carried: list[Group] = []
-    seconds = []
+    done = []
     while len(carried) + len(fresh) >= flight:
         taken = flight - len(carried)
         groups, fresh, carried = carried + fresh[:taken], fresh[taken:], []
@@ -149,8 +151,14 @@ def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: i
             stop, rest = _stopped(decoder, sorted(share, key=lambda g: not g.begun), end - begin)
             stops.append(stop)
             carried += rest
-        seconds.append(max(stops))
-    return seconds
+        done.append((max(stops), sum(g.tokens for g in groups) - sum(g.tokens for g in carried)))
+    return done
+
+
+def pace(done: Sequence[StepDone], tokens: float) -> float:
+    """Seconds for so many tokens at the rate of these steps. The first ones end early, at the cost of the next: their
+    mean duration would depend on where one stops looking."""
+    return tokens * sum(seconds for seconds, _ in done) / sum(made for _, made in done)
 
 
 def _stopped(decoder: Decoder, share: Sequence[Group], quota: int) -> tuple[float, list[Group]]:
@@ -200,7 +208,7 @@ def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, f
     stay = [g for g in groups if g.correct < drop_at]
     shares = [balanced(step, replicas) for step in steps]
     times = [ends(decoder, share) for share in shares]
-    stopped = over_sampled(decoder, steps, replicas, factor)[1:]  # the first has nothing to go on with
+    tokens = sum(g.tokens for g in groups)
 
     def idle(some: Sequence[Group]) -> float:
         return fmean(g.correct in (0.0, 1.0) for g in some) if some else 0.0
@@ -210,6 +218,6 @@ def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, f
         balanced=fmean(map(max, times)),
         foreseen=fmean(makespan(decoder, foreseen(step, replicas)) for step in steps),
         even=fmean(map(fmean, times)),
-        over_sampled=fmean(stopped),
-        mastered=1 - sum(g.tokens for g in stay) / sum(g.tokens for g in groups),
+        over_sampled=pace(over_sampled(decoder, steps, replicas, factor), tokens / len(steps)),
+        mastered=1 - sum(g.tokens for g in stay) / tokens,
         no_advantage=idle(groups), no_advantage_after=idle(stay))

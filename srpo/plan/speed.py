@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from srpo.plan import memory
 from srpo.plan.hardware import Gpu
 from srpo.plan.job import FLOAT32, Job
 from srpo.plan.reshard import sync
-from srpo.plan.simulate import Decoder, balanced, makespan, over_sampled
+from srpo.plan.simulate import Decoder, balanced, makespan, over_sampled, pace
 from srpo.plan.workload import Workload
 
 ADAMW_PASSES = 24
@@ -158,7 +157,7 @@ def decode(decoder: Decoder, job: Job, work: Workload) -> float:
 @functools.cache
 def _decode(decoder: Decoder, replicas: int, factor: float, work: Workload) -> float:
     if factor > 1:
-        return fmean(over_sampled(decoder, work.steps, replicas, factor)[1:])
+        return pace(over_sampled(decoder, work.steps, replicas, factor), work.tokens)
     shares = balanced(work.groups, replicas)
     return makespan(decoder, [max(shares, key=lambda share: sum(g.tokens for g in share))])
 
