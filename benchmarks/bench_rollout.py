@@ -103,7 +103,7 @@ def rollout(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                 enforce_eager=not torch.cuda.is_available())
 
     def by_us(number: int) -> int:
-        passes = ours.generate(dict(enumerate(prompts)), {i: str(i) for i in range(len(prompts))}, step=number,
+        passes = ours.generate({str(i): p for i, p in enumerate(prompts)}, step=number,
                                samples=options.samples, temperature=1.0)
         return sum(len(sample.tokens) for finished in passes for sample in finished.values())
 

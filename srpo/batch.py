@@ -8,6 +8,7 @@ losses are normalized by the step's global counts. How the work is divided is sr
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,12 +23,31 @@ from srpo.balance import assign, assign_within
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One response. `rollout_logprobs` are vLLM's, of its own sampled tokens, at the sampling temperature."""
+    """One response. `rollout_logprobs` are vLLM's, of its own sampled tokens, at the sampling temperature: each by the
+    policy that sampled the token. `stale`: how many of the first tokens were sampled in earlier steps. `finished`:
+    False for a response that was interrupted and goes on in the next step."""
 
     prompt_tokens: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.int32]
     rollout_logprobs: npt.NDArray[np.float32] | None = None
     truncated: bool = False
+    stale: int = 0
+    finished: bool = True
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able, for a checkpoint; without the prompt, which the data give."""
+        assert self.rollout_logprobs is not None
+        arrays = (self.tokens.astype("<i4"), self.rollout_logprobs.astype("<f4"))
+        tokens, logprobs = (base64.b64encode(array.tobytes()).decode() for array in arrays)
+        return {"tokens": tokens, "logprobs": logprobs, "truncated": self.truncated, "stale": self.stale,
+                "finished": self.finished}
+
+    @classmethod
+    def from_state(cls, prompt: Sequence[int], state: dict[str, Any]) -> Sample:
+        tokens = np.frombuffer(base64.b64decode(state["tokens"]), "<i4").astype(np.int32)
+        logprobs = np.frombuffer(base64.b64decode(state["logprobs"]), "<f4").astype(np.float32)
+        return cls(np.asarray(prompt, np.int32), tokens, logprobs, state["truncated"], state["stale"],
+                   state["finished"])
 
 
 @dataclass
@@ -50,6 +70,7 @@ class MicroBatch:
     rollout_logprobs: Tensor | None = None  # [N] float32
     old_logprobs: Tensor | None = None  # [N] float32
     ref_logprobs: Tensor | None = None  # [N] float32
+    fresh: Tensor | None = None  # [N] bool: sampled by the policy of this step; None: all are
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {f.name: v.to(device) for f in fields(self) if (v := getattr(self, f.name)) is not None}
@@ -132,7 +153,9 @@ def _pack_one(samples: Sequence[Sample], advantages: Sequence[float], members: l
         cu_rows=torch.tensor([0, *np.cumsum(responses).tolist()], dtype=torch.int32),
         advantages=torch.from_numpy(np.repeat(values, responses)),
         mask=torch.ones(sum(responses), dtype=torch.bool), sample_index=torch.tensor(members),
-        rollout_logprobs=_tensor(logprobs, np.float32) if len(logprobs) == len(chosen) else None)
+        rollout_logprobs=_tensor(logprobs, np.float32) if len(logprobs) == len(chosen) else None,
+        fresh=_tensor([np.arange(len(s.tokens)) >= s.stale for s in chosen], np.bool_)
+        if any(s.stale for s in chosen) else None)
 
 
 def _dummy(multiple: int) -> MicroBatch:

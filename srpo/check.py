@@ -43,6 +43,9 @@ def check(config: Config, world_size: int) -> None:
                         f"rollout.max_response_tokens = {longest}, which one response can take")
     if a.old_logprobs == "rollout" and a.tis_cap is None:
         raise UserError("algorithm.tis_cap: required with old_logprobs = 'rollout'; 2.0 is usual")
+    if r.oversample > 1 and a.tis_cap is None:
+        raise UserError(f"algorithm.tis_cap: required with rollout.oversample = {r.oversample:g}, which trains on "
+                        "tokens of earlier policies; 2.0 is usual")
     if a.kl is None and a.kl_coef:
         raise UserError(f"algorithm.kl_coef = {a.kl_coef}: has no effect without algorithm.kl; set kl to k1, k2 or k3")
     if a.truncated == "shape" and config.reward.overlong is None:

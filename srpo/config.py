@@ -101,6 +101,10 @@ class Rollout(Section):
     """Sampling temperature; the trainer's log-probs are taken at the same one."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Memory of the KV cache a rank."""
+    oversample: float = Field(1.0, ge=1, le=4)
+    """Groups that a step begins, as a multiple of batch.prompts. Above 1 a vLLM replica stops when its part of
+    batch.prompts groups is complete; the others, those with the longest responses, go on in the next step from where
+    they are. The loss then weights each token against the policy that sampled it: needs algorithm.tis_cap."""
     max_sequences: int = Field(256, ge=1)
     """Sequences that vLLM decodes at once."""
     eager: bool = False

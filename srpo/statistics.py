@@ -69,12 +69,15 @@ def update_statistics(metrics: Sequence[PolicyLossMetrics], batches: Sequence[Mi
     for m, batch in zip(metrics, batches, strict=True):
         part = Update(tokens=float(m.tokens), processed=len(batch.tokens), policy_loss=float(m.policy_loss),
                       entropy=float(m.entropy_sum), clipped=float(m.clipped), kl=float(m.kl))
-        if m.rollout_diff is not None and part.tokens:
-            worst = int(m.rollout_diff.nan_to_num(nan=torch.inf).argmax())
+        if m.rollout_diff is not None and part.tokens and (batch.fresh is None or bool(batch.fresh.any())):
+            diff = m.rollout_diff.nan_to_num(nan=torch.inf)
+            if batch.fresh is not None:  # what an older policy sampled must differ
+                diff = diff.where(batch.fresh.to(diff.device), 0)
+            worst = int(diff.argmax())
             sequence = int(torch.searchsorted(batch.cu_rows, worst, right=True)) - 1
-            part.compared = part.tokens
-            part.diff_sum = float(m.rollout_diff.sum())
-            part.diff_max = float(m.rollout_diff[worst].nan_to_num(nan=torch.inf))
+            part.compared = part.tokens if batch.fresh is None else int(batch.fresh.sum())
+            part.diff_sum = float(diff.sum())
+            part.diff_max = float(diff[worst])
             part.diff_sample = int(batch.sample_index[sequence])
         parts.append(part)
     return Update.merge(parts)
@@ -120,9 +123,10 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
         "policy/clip_frac": update.clipped / update.tokens,
         "policy/kl": update.kl / update.tokens,
         "grad/norm": update.grad_norm,
-        "rollout/logprob_diff_mean": update.diff_sum / update.compared,
-        "rollout/logprob_diff_max": update.diff_max,
-        "rollout/tokens_per_s": sum(len(s.tokens) for s in samples) / times["time/rollout"],
+        "rollout/logprob_diff_mean": update.diff_sum / update.compared if update.compared else None,
+        "rollout/logprob_diff_max": update.diff_max if update.compared else None,
+        "rollout/stale": sum(s.stale for s in samples) / sum(len(s.tokens) for s in samples),
+        "rollout/tokens_per_s": sum(len(s.tokens) - s.stale for s in samples) / times["time/rollout"],
         "train/tokens_per_s": update.processed / times["time/update"],
     }
     return metrics | times

@@ -29,6 +29,7 @@ from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, check_disjoint, read_problems
 from srpo.evaluate import average_at_k
+from srpo.groups import Group, Groups, merge, quotas
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_device, init_distributed
 from srpo.metrics import Monitor
@@ -71,9 +72,9 @@ class Run:
         self.monitor = Monitor(self.folder, config, self.rank)
         self.tokenizer = Tokenizer(config)
         problems = read_problems(config.data.train)
-        self.problems = {p.id: p for p in problems}
         self.held_out = read_problems(config.data.eval)
         check_disjoint(problems, self.held_out)
+        self.problems = {p.id: p for p in [*problems, *self.held_out]}
         check_problems([*problems, *self.held_out])
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.leads = self.rank % config.rollout_ranks == 0
@@ -83,11 +84,13 @@ class Run:
             self.ledger = Ledger(self.folder / "ledger.sqlite")
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
                                          config.batch.prompts, config.seed, self.ledger,
-                                         {p.id: p.difficulty for p in problems if p.difficulty})
+                                         {p.id: p.difficulty for p in problems if p.difficulty},
+                                         config.rollout.oversample)
         self.stragglers = Stragglers(config.parallel.tensor * config.parallel.pipeline)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
+        self.begun: dict[str, Group] = {}  # what the last step left of groups that the next goes on with
         self.step_done = self._restore()
         if self.rank == 0:
             folder.record(self.folder / "config.yaml", config)
@@ -136,19 +139,19 @@ class Run:
 
     def step(self, plan: StepPlan) -> dict[str, Any]:
         """One SRPO step; returns its metrics."""
-        problems = [self.problems[i] for i in plan.prompt_ids]
         with self.monitor.phase("rollout"):
-            mine = self.sample(problems, plan.lengths, plan.step, self.config.batch.samples,
-                               self.config.rollout.temperature)
+            groups, left = self.sample(plan.prompt_ids, plan.lengths, plan.step, self.config.batch.samples,
+                                       self.config.rollout.temperature, plan.finish, plan.begun)
         with self.monitor.phase("reward"):
-            samples, graded = self.grades(mine)
+            problems, samples, graded = self.grades(plan.prompt_ids, groups)
+            self.begun = merge(all_gather(left))
         if self.rank == 0:
             self.curriculum.record(plan, _rows(plan, problems, samples, graded))
 
         advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], self.config.batch.samples,
                                self.config.algorithm)
         with self.monitor.phase("update"):
-            update = self.update(plan, samples, advantage)
+            update = self.update(plan.step, problems, samples, advantage)
         self.trainer.offload()
         with self.monitor.phase("sync"):
             self.engine.sync()
@@ -159,36 +162,46 @@ class Run:
                     "weights/moved_bytes": self.engine.weights.moved_bytes}
         return metrics
 
-    def sample(self, problems: list[Problem], lengths: Sequence[float | None], step: int, samples: int,
-               temperature: float) -> dict[int, list[Sample]]:
-        """This vLLM replica's share of the groups, by the problem's place. `lengths`: what responses had in the past,
-        by which replicas are balanced. The graders get each response as soon as it is finished."""
-        expected = expected_lengths(lengths, [len(self.prompts[p.id]) for p in problems])
-        share = assign(expected, self.engine.replicas)[self.engine.replica]
-        groups: dict[int, dict[int, Sample]] = {i: {} for i in share}
+    def sample(self, prompt_ids: list[str], lengths: Sequence[float | None], step: int, samples: int,
+               temperature: float, finish: int, begun: int = 0) -> tuple[dict[str, list[Sample]], dict[str, Group]]:
+        """This vLLM replica's share of `finish` groups, and what it leaves of the others (rollout.oversample).
+
+        Replicas are balanced by `lengths`, what responses had in the past. The first `begun` prompts go on from where
+        the last step left them. The graders get each response as soon as it is finished.
+        """
+        expected = expected_lengths(lengths, [len(self.prompts[i]) for i in prompt_ids])
+        shares = assign(expected, self.engine.replicas)
+        share = [prompt_ids[i] for i in sorted(shares[self.engine.replica], key=lambda i: i >= begun)]
+        groups = Groups(share, samples, quotas([len(s) for s in shares], finish)[self.engine.replica],
+                        {i: self.begun[i] for i in prompt_ids[:begun] if i in share})
         self.trainer.offload()  # where the step before did not, or a checkpoint brought it back
         self.engine.wake()
-        for finished in self.engine.generate({i: self.prompts[problems[i].id] for i in share},
-                                             {i: problems[i].id for i in share}, step=step, samples=samples,
-                                             temperature=temperature):
-            for (i, j), sample in finished.items():
-                groups[i][j] = sample
+        for finished in self.engine.generate({i: self.prompts[i] for i in share}, step=step, samples=samples,
+                                             temperature=temperature, begun=groups.begun):
+            groups.add(finished)
             if self.leads:
-                self.graders.submit({(i, j): Response(problems[i], self.tokenizer.text(s.tokens.tolist()),
-                                                      len(s.tokens), s.truncated) for (i, j), s in finished.items()})
+                self.graders.submit({key: Response(self.problems[key[0]], self.tokenizer.text(s.tokens.tolist()),
+                                                   len(s.tokens), s.truncated) for key, s in finished.items()})
+            if groups.enough:
+                break
+        left = groups.left(self.engine.interrupt())
         self.engine.sleep()
-        return {i: [group[j] for j in range(samples)] for i, group in groups.items()}
+        return groups.chosen(), left if self.leads else {}
 
-    def grades(self, mine: dict[int, list[Sample]]) -> tuple[list[Sample], list[Graded]]:
-        """Wait for this vLLM replica's grades, then exchange: all samples with their grades, in the problems' order."""
+    def grades(self, prompt_ids: list[str], groups: dict[str, list[Sample]]
+               ) -> tuple[list[Problem], list[Sample], list[Graded]]:
+        """Wait for the grades of this vLLM replica's groups, then exchange: the problems whose groups are complete, in
+        the prompts' order, with all their samples and grades."""
         own = {}
         if self.leads:
             graded = self.graders.collect()
-            own = {i: (group, [graded[i, j] for j in range(len(group))]) for i, group in mine.items()}
-        groups = [group for _, group in sorted(item for part in all_gather(own) for item in part.items())]
-        return [s for group, _ in groups for s in group], [g for _, graded in groups for g in graded]
+            own = {i: (group, [graded[i, j] for j in range(len(group))]) for i, group in groups.items()}
+        every = merge(all_gather(own))
+        complete = [i for i in prompt_ids if i in every]
+        return ([self.problems[i] for i in complete], [s for i in complete for s in every[i][0]],
+                [g for i in complete for g in every[i][1]])
 
-    def update(self, plan: StepPlan, samples: list[Sample], advantage: list[float]) -> Update:
+    def update(self, step: int, problems: list[Problem], samples: list[Sample], advantage: list[float]) -> Update:
         """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first.
 
         Responses without an advantage, half of them in mid-training, have no gradient unless the loss has other terms.
@@ -201,7 +214,7 @@ class Run:
         watch = [self.pack(samples, advantage, rest)
                  if (rest := [i for i in p if not (regularized or advantage[i])]) else [] for p in pieces]
         self.behaviour(list(chain(*learn)), list(chain(*watch)))
-        lr = c.optimizer.lr * min(1.0, plan.step / max(1, c.optimizer.warmup))
+        lr = c.optimizer.lr * min(1.0, step / max(1, c.optimizer.warmup))
         total = Update()
         for piece, learning, watching in zip(pieces, learn, watch, strict=True):
             count = normalizer(samples, piece, c.algorithm.aggregate, c.rollout.max_response_tokens)
@@ -210,7 +223,7 @@ class Run:
             part = update_statistics(metrics, learning + watching) if self.reports else Update()
             part = Update.merge(all_gather(part))
             if piece.start == 0:
-                check_canary(part, plan.step, plan.prompt_ids, c.batch.samples, c.rollout.canary)
+                check_canary(part, step, [p.id for p in problems], c.batch.samples, c.rollout.canary)
             else:  # the policy has moved on from the one that sampled
                 part = part.without_comparison()
             part.grad_norm = self.trainer.optimizer_step(lr)
@@ -241,10 +254,11 @@ class Run:
         if not self.held_out:
             return {}
         with self.monitor.phase("evaluation"):
-            mine = self.sample(self.held_out, [None] * len(self.held_out), -1 - step, self.config.eval.samples,
-                               self.config.eval.temperature)
-            _, graded = self.grades(mine)
-        return average_at_k(self.held_out, graded)
+            ids = [p.id for p in self.held_out]
+            groups, _ = self.sample(ids, [None] * len(ids), -1 - step, self.config.eval.samples,
+                                    self.config.eval.temperature, finish=len(ids))
+            problems, _, graded = self.grades(ids, groups)
+        return average_at_k(problems, graded)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -271,6 +285,9 @@ class Run:
         """Go back to the latest checkpoint: weights, optimizer, curriculum, ledger, metrics. None: a fresh run."""
         saved = self.checkpoints.load(self.trainer)
         step, state = saved if saved else (-1, None)
+        responses = state.get("responses", {}) if state else {}  # older checkpoints have none
+        self.begun = {i: {int(j): Sample.from_state(self.prompts[i], s) for j, s in group.items()}
+                      for i, group in responses.items()}
         if self.rank == 0:
             self.curriculum.load_state_dict(state)
             for damage in self.checkpoints.damaged:
@@ -281,7 +298,11 @@ class Run:
         return step if saved else None
 
     def save(self, step: int) -> None:
-        self.checkpoints.save(step, self.trainer, self.curriculum.state_dict() if self.rank == 0 else {})
+        state = {}
+        if self.rank == 0:
+            begun = {i: {j: s.state() for j, s in group.items()} for i, group in self.begun.items()}
+            state = self.curriculum.state_dict() | {"responses": begun}
+        self.checkpoints.save(step, self.trainer, state)
 
     def close(self) -> None:
         if self.leads:

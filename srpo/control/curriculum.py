@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class StepPlan:
     """The prompts of one step. `step` and `epoch` count from 1 over the whole run; `stage` is the stage's name.
 
     `lengths`: mean response length of each prompt in the latest earlier epoch that had it, None where none did.
+    `finish`: how many of the prompts the step trains on, whichever are complete first; the others are the first `begun`
+    ones of the next step.
     """
 
     step: int
@@ -37,6 +40,8 @@ class StepPlan:
     stage: str
     prompt_ids: list[str]
     lengths: list[float | None]
+    finish: int
+    begun: int
 
 
 class Curriculum:
@@ -48,16 +53,19 @@ class Curriculum:
     """
 
     def __init__(self, problems: Mapping[str, str], stages: Sequence[Stage], resample: Resample, prompts_per_step: int,
-                 seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None):
+                 seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None, oversample: float = 1.0):
         self._difficulty = difficulty or {}
         _check(problems, self._difficulty, stages)
         self._problems, self._stages, self._prompts_per_step = problems, stages, prompts_per_step
+        self._begin_per_step = math.ceil(prompts_per_step * oversample)
         self._resample = resample
         self._seed, self._ledger = seed, ledger
         self._resampling = HistoryResampling(resample, ledger)
         self._step = self._epoch = self._stage = self._cursor = 0
         self._order: list[str] | None = None
         """Prompts of the open epoch; None between epochs."""
+        self._begun: list[str] = []
+        """Those before the cursor that no step has trained on yet."""
         self._rewards: list[float] = []
         self._epochs_closed = 0
         self._lengths: dict[str, float] = {}
@@ -67,7 +75,7 @@ class Curriculum:
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             why = ended(stage, self._rewards, self._epochs_closed)
-            if self._order is not None and (why or self._cursor >= len(self._order)):
+            if self._order is not None and (why or self._cursor >= len(self._order) and not self._begun):
                 self._close_epoch()
                 why = ended(stage, self._rewards, self._epochs_closed)
             if why is None and self._order is None and not self._open_epoch():
@@ -77,26 +85,31 @@ class Curriculum:
                 self._end_stage(why)
                 continue
             assert self._order is not None
-            batch = self._order[self._cursor:self._cursor + self._prompts_per_step]
-            return StepPlan(self._step + 1, self._epoch, stage.name, batch, [self._lengths.get(p) for p in batch])
+            room = max(0, self._begin_per_step - len(self._begun))
+            batch = self._begun + self._order[self._cursor:self._cursor + room]
+            return StepPlan(self._step + 1, self._epoch, stage.name, batch, [self._lengths.get(p) for p in batch],
+                            min(self._prompts_per_step, len(batch)), len(self._begun))
         return None
 
     def record(self, plan: StepPlan, rows: Sequence[RolloutRow]) -> None:
-        """Commit a step's rollouts; call it before the optimizer step. Raises ValueError for rows of another plan."""
-        labels = {(r.epoch, r.step, r.stage) for r in rows}
-        if labels != {(plan.epoch, plan.step, plan.stage)} or {r.prompt_id for r in rows} != set(plan.prompt_ids):
+        """Commit the rollouts that a step trains on; call it before the optimizer step. Raises ValueError for rows of
+        another plan."""
+        labels, done = {(r.epoch, r.step, r.stage) for r in rows}, {r.prompt_id for r in rows}
+        if labels != {(plan.epoch, plan.step, plan.stage)} or not (
+                done <= set(plan.prompt_ids) and len(done) == plan.finish):
             raise ValueError(f"the rows recorded for step {plan.step} are not those of its plan")
         self._ledger.append(rows)
         self._rewards.append(fmean(r.reward for r in rows))
         self._step = plan.step
-        self._cursor += len(plan.prompt_ids)
+        self._cursor += len(plan.prompt_ids) - len(self._begun)
+        self._begun = [p for p in plan.prompt_ids if p not in done]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is; JSON-able and small, the rest being derived from the ledger."""
         begun = [[stage.name, _takes(stage)] for stage in self._stages[:self._stage + 1]]
         return {"step": self._step, "epoch": self._epoch, "stages": begun, "over": self._stage == len(self._stages),
-                "open": self._order is not None, "cursor": self._cursor, "resample": self._resample.model_dump(),
-                "data": self._fingerprint(), "ledger": self._ledger.position()}
+                "open": self._order is not None, "cursor": self._cursor, "begun": self._begun,
+                "resample": self._resample.model_dump(), "data": self._fingerprint(), "ledger": self._ledger.position()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Go back to a saved state, rolling the ledger back to it; None: to the beginning of the run.
@@ -111,6 +124,7 @@ class Curriculum:
             state = {"step": 0, "epoch": 0, "stages": [], "over": False, "open": False, "cursor": 0, "ledger": START}
         self._ledger.rollback(state["ledger"])
         self._step, self._epoch, self._cursor = state["step"], state["epoch"], state["cursor"]
+        self._begun = state.get("begun", [])  # older checkpoints have none
         self._stage = max(len(state["stages"]) - 1, 0)
         self._resampling.restore(self._epoch - state["open"])
         self._lengths = dict(self._ledger.mean_lengths(range(1, self._epoch - state["open"] + 1)))
@@ -136,6 +150,9 @@ class Curriculum:
     def _close_epoch(self) -> None:
         assert self._order is not None
         stage, seen = self._stages[self._stage], self._order[:self._cursor]
+        if self._begun:  # a stage that ends drops what it has begun
+            unfinished, self._begun = set(self._begun), []
+            seen = [p for p in seen if p not in unfinished]
         dropped = self._resampling.close_epoch(self._epoch)
         self._lengths.update(self._ledger.mean_lengths(range(self._epoch, self._epoch + 1)))
         back = self._resampling.returning(self._problems, self._epoch + 1)

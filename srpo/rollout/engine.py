@@ -24,6 +24,7 @@ from torch import distributed as dist
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import FinishReason
 
 from srpo.batch import Sample
 from srpo.config import Config
@@ -40,6 +41,8 @@ class RolloutEngine:
         self.stop_ids = stop_ids
         self.max_tokens = config.rollout.max_response_tokens
         self.seed = config.seed
+        self._before: dict[str, Sample] = {}
+        """What earlier steps left of the responses that are being generated, by vLLM's name of the request."""
         self.on_cuda = torch.cuda.is_available()
         if not self.on_cuda:  # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here
             torch._dynamo.config.disable = True
@@ -54,30 +57,57 @@ class RolloutEngine:
             # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.
             gpu_memory_utilization=0.05, enforce_eager=config.rollout.eager or not self.on_cuda)
 
-    def generate(self, prompts: Mapping[int, list[int]], keys: Mapping[int, str], *, step: int, samples: int,
-                 temperature: float) -> Iterator[dict[tuple[int, int], Sample]]:
+    def generate(self, prompts: Mapping[str, list[int]], *, step: int, samples: int, temperature: float,
+                 begun: Mapping[tuple[str, int], Sample] | None = None) -> Iterator[dict[tuple[str, int], Sample]]:
         """`samples` responses to each prompt of this replica, begun in the order given and handed over as they finish:
-        after each pass of vLLM those, often none, that it finished, by prompt and sample. `keys` name the prompts, for
-        their seeds.
+        after each pass of vLLM those, often none, that it finished, by the prompt's name and the sample. `begun` are
+        responses of earlier steps, of which the finished ones come first and the others go on.
 
-        Every rank of a replica calls it with the same arguments and gets the same.
+        Every rank of a replica calls it with the same arguments and gets the same. Whoever stops before the end calls
+        `interrupt`. Raises RuntimeError when vLLM cannot forget what it cached.
         """
         if not prompts:
             return
+        begun = begun or {}
+        yield {key: sample for key, sample in begun.items() if sample.finished}
         # Old weights made what is cached; and what was generated before (by a run that was not killed) must not matter.
-        self.llm.reset_prefix_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM's prefix cache is in use while nothing is generated")
         if not self.on_cuda:
             torch.manual_seed(_seed(self.seed, step, f"replica {self.replica} of {self.replicas}"))
         engine = self.llm.llm_engine
         for i, prompt in prompts.items():
-            seed = _seed(self.seed, step, keys[i])
+            seed = _seed(self.seed, step, i)
             for j in range(samples):  # requests of their own: vLLM's `n` keeps the first until the last is finished
-                engine.add_request(f"{i} {j}", tokens_input(prompt), SamplingParams(
-                    temperature=temperature, max_tokens=self.max_tokens, stop_token_ids=self.stop_ids,
-                    seed=seed + j if self.on_cuda else None, logprobs=0, flat_logprobs=True, detokenize=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY))
+                before = begun.get((i, j)) or Sample(np.asarray(prompt, np.int32), np.empty(0, np.int32),
+                                                     np.empty(0, np.float32), finished=False)
+                if before.finished:
+                    continue
+                self._before[f"{j} {i}"] = before
+                engine.add_request(f"{j} {i}", tokens_input([*prompt, *before.tokens.tolist()]), SamplingParams(
+                    temperature=temperature, max_tokens=self.max_tokens - len(before.tokens),
+                    stop_token_ids=self.stop_ids, seed=seed + j if self.on_cuda else None, logprobs=0,
+                    flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY))
         while engine.has_unfinished_requests():
-            yield dict(_response(prompts, output) for output in engine.step())
+            yield dict(self._response(output) for output in engine.step())
+
+    def interrupt(self) -> dict[tuple[str, int], Sample]:
+        """Stop generating. Returns what is unfinished, by prompt and sample, as far as it has come."""
+        engine = self.llm.llm_engine
+        outputs = [request.make_request_output([], None, FinishReason.ABORT, None)
+                   for request in engine.output_processor.request_states.values()]
+        engine.abort_request([output.request_id for output in outputs])
+        return dict(self._response(output) for output in outputs)
+
+    def _response(self, output: RequestOutput) -> tuple[tuple[str, int], Sample]:
+        j, i = output.request_id.split(" ", 1)
+        before = self._before.pop(output.request_id)
+        (completion,) = output.outputs
+        tokens = np.concatenate([before.tokens, np.asarray(completion.token_ids, np.int32)])
+        logprobs = np.concatenate([before.rollout_logprobs, np.asarray(completion.logprobs.logprobs, np.float32)])
+        why = completion.finish_reason
+        return (i, int(j)), Sample(before.prompt_tokens, tokens, logprobs, truncated=why == "length",
+                                   stale=len(before.tokens), finished=why != "abort")
 
     def sync(self) -> None:
         """After an update: bring the weights up to date. Nothing moves where they are shared."""
@@ -93,14 +123,6 @@ class RolloutEngine:
     def wake(self) -> None:
         if self.on_cuda:
             self.llm.wake_up()
-
-
-def _response(prompts: Mapping[int, list[int]], output: RequestOutput) -> tuple[tuple[int, int], Sample]:
-    i, j = map(int, output.request_id.split())
-    (completion,) = output.outputs
-    return (i, j), Sample(np.asarray(prompts[i], np.int32), np.asarray(completion.token_ids, np.int32),
-                          np.asarray(completion.logprobs.logprobs, np.float32),
-                          truncated=completion.finish_reason == "length")
 
 
 def _seed(seed: int, step: int, key: str) -> int:

@@ -16,7 +16,7 @@ from megatron.core import parallel_state as mpu
 from models import build, make_samples, saved_model
 
 from srpo.batch import Sample
-from srpo.control.curriculum import StepPlan
+from srpo.data.schema import Problem
 from srpo.statistics import Update
 from srpo.train import Run
 
@@ -92,9 +92,9 @@ def _update(layout: str, loss: str, samples: list[Sample], advantage: list[float
 
     if not skip:
         advantage = [Telling(a) for a in advantage]
-    plan = StepPlan(1, 1, "s", [str(i) for i in range(COUNT // GROUP)], [None] * (COUNT // GROUP))
+    problems = [Problem(str(i), "math", "?", answer="1") for i in range(COUNT // GROUP)]
     with mock.patch.object(trainer, "forward", forward):
-        update = Run.update(run, plan, samples, advantage)
+        update = Run.update(run, 1, problems, samples, advantage)
     trainer.wait_parameters()
     return update, [p.detach().clone() for p in trainer.model.parameters()], watched
 

@@ -47,10 +47,10 @@ class ProbedRun(srpo.train.Run):
             if last_rank and plan.step == int(os.environ.get("PROBE_CORRUPT", "-1")):
                 self.engine.llm.apply_model(corrupt)
 
-    def sample(self, problems, *args):
-        mine = super().sample(problems, *args)
-        self.sampled = [problems[i].id for i in mine]
-        return mine
+    def sample(self, *args, **options):
+        groups, left = super().sample(*args, **options)
+        self.sampled = list(groups)
+        return groups, left
 
     def addresses(self):
         return [p.data_ptr() for _, p in self.trainer.named_parameters()]

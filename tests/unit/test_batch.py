@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,14 +116,16 @@ def test_a_rank_without_samples_gets_a_dummy_under_a_budget_too():
 
 
 def test_attention_makes_long_sequences_cost_more():
-    """One sequence of 200 tokens against ten of 20: even in tokens, but with attention as dear as the rest at 100 tokens
-    the long one costs 600 and the ten 240, so that another share of the short ones is not its match."""
+    """One sequence of 200 tokens and twenty of 20: in tokens it goes with five of them. With attention as dear as the
+    rest at 100 tokens it costs 600, and all the others together 480."""
     made = [sample([1], [1] * 200), *(sample([1], [1] * 20) for _ in range(20))]
+
     def tokens_of_the_long_one(attention: float) -> int:
         shares = [pack(made, [0.0] * 21, range(21), sequences=1, tokens=600, attention=attention, rank=r, ranks=2)
                   for r in range(2)]
         ((long,),) = [share for share in shares if any(0 in b.sample_index.tolist() for b in share)]
         return len(long.tokens)
+
     assert tokens_of_the_long_one(0.0) == 300 and tokens_of_the_long_one(0.01) == 200
 
 
@@ -129,6 +133,24 @@ def test_attention_cost_of_qwen():
     """Qwen2.5-7B: 233 million weights a layer, heads 3584 wide: attention costs as much as the matrices at 65,000."""
     hf = SimpleNamespace(hidden_size=3584, num_attention_heads=28, num_key_value_heads=4, intermediate_size=18944)
     assert 1 / attention_cost(hf) == pytest.approx(233_046_016 / 3584)
+
+
+def test_tokens_of_earlier_steps_are_marked():
+    made = [sample([1], [1, 2, 3]), replace(sample([1], [4, 5]), stale=1), replace(sample([1], [6, 7]), stale=2)]
+    (batch,) = pack(made, [1.0] * 3, range(3), sequences=3, rank=0, ranks=1)
+    marked = dict(zip(batch.targets.tolist(), batch.fresh.tolist(), strict=True))
+    assert marked == {1: True, 2: True, 3: True, 4: False, 5: True, 6: False, 7: False}
+    (batch,) = pack(made, [1.0] * 3, [0], sequences=3, rank=0, ranks=1)
+    assert batch.fresh is None
+
+
+def test_a_response_goes_through_a_checkpoint_unchanged():
+    (made,) = samples(1)
+    made = replace(made, stale=2, finished=False, truncated=True)
+    back = Sample.from_state(made.prompt_tokens.tolist(), json.loads(json.dumps(made.state())))
+    for f in fields(Sample):
+        old, new = getattr(made, f.name), getattr(back, f.name)
+        assert np.array_equal(old, new) and (not isinstance(old, np.ndarray) or old.dtype == new.dtype), f.name
 
 
 def test_normalizer_counts():

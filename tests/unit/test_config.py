@@ -175,6 +175,8 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["batch.micro_batch_tokens=1279"], 1, "batch.micro_batch_tokens = 1279: below data.max_prompt_tokens + "
      "rollout.max_response_tokens = 1280, which one response can take"),
     (["algorithm.old_logprobs=rollout"], 1, "algorithm.tis_cap: required with old_logprobs = 'rollout'"),
+    (["rollout.oversample=1.25"], 1, "algorithm.tis_cap: required with rollout.oversample = 1.25, which trains on "
+     "tokens of earlier policies; 2.0 is usual"),
     (["algorithm.kl_coef=0.1"], 1, "algorithm.kl_coef = 0.1: has no effect without algorithm.kl"),
     (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
     (["reward.overlong.start=256"], 1, "reward.overlong.start = 256: must be below rollout.max_response_tokens = 256"),

@@ -29,11 +29,12 @@ def test_truncated_responses():
     assert advantages([1.0, 0.0], [False, True], 2, Algorithm(advantage="none", truncated="keep")) == [0.5, -0.5]
 
 
-def update(error: float = 0.0, where: int = 3) -> tuple[Update, list[Sample]]:
-    """Statistics of a real loss over four samples in three micro-batches; `error` is added to one rollout log-prob."""
+def update(error: float = 0.0, where: int = 3, stale: int = 0) -> tuple[Update, list[Sample]]:
+    """Statistics of a real loss over four samples in three micro-batches; `error` is added to one rollout log-prob, of
+    the response of which `stale` tokens are of an earlier step."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(64, 8), torch.randn(11, 8)
-    made = [Sample(np.array([1, 2]), np.array([3, 4, 5 + i])) for i in range(4)]
+    made = [Sample(np.array([1, 2]), np.array([3, 4, 5 + i]), stale=stale * (i == where)) for i in range(4)]
     parts = []
     for batch in pack(made, [1.0, -1.0, 0.5, 0.0], range(4), sequences=2, rank=0, ranks=1):
         args = (hidden[batch.rows], weight, batch.targets, batch.advantages)
@@ -63,6 +64,24 @@ def test_canary_names_step_prompt_and_sample(where: int):
     message = rf"step 7: prompt '{name}', sample {where % 2}: .* differ by 0\.25, rollout.canary"
     with pytest.raises(UserError, match=message):
         check_canary(total, 7, ["first", "second"], 2, threshold=0.2)
+
+
+@pytest.mark.parametrize("stale", [1, 2, 3])
+def test_the_canary_does_not_look_at_tokens_of_earlier_steps(stale: int):
+    """The second token of a response is off; it counts unless an older policy sampled it."""
+    total, _ = update(error=0.25, where=2, stale=stale)
+    assert total.compared == 12 - stale
+    assert total.diff_max == (pytest.approx(0.25, abs=1e-6) if stale < 2 else 0)
+    assert total.diff_sum == (pytest.approx(0.25, abs=1e-6) if stale < 2 else 0)
+    assert total.tokens == 12
+
+
+def test_a_step_that_samples_nothing_compares_nothing():
+    made = [Sample(np.array([1]), np.ones(2, np.int32), stale=2)]
+    graded = [Graded(1.0, 1.0, {}, "", failed=False)]
+    got = step_metrics([Problem("m", "math", "?", answer="1")], made, graded, [0.0], Update(tokens=2), TIMES)
+    assert got["rollout/logprob_diff_mean"] is got["rollout/logprob_diff_max"] is None
+    assert got["rollout/stale"] == 1.0 and got["rollout/tokens_per_s"] == 0
 
 
 def test_canary_sees_nan():

@@ -42,10 +42,10 @@ def run(curriculum, problems, correct, reward=None, steps=1000):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite", difficulty=None):
+    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite", difficulty=None, oversample=1.0):
         ledger = Ledger(tmp_path / name)
         ledger._db.execute("PRAGMA synchronous = OFF")      # durability has its own test; thousands of syncs are slow
-        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger, difficulty)
+        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger, difficulty, oversample)
     return make
 
 
@@ -81,6 +81,68 @@ def test_the_order_depends_on_seed_and_epoch_alone(make):
     short = run(make(MATH, [stage()], prompts=2, name="b"), MATH, never)
     assert long[1].prompt_ids == [i for p in short if p.epoch == 2 for i in p.prompt_ids]
     assert long[0].prompt_ids != run(make(MATH, [stage()], prompts=7, seed=2, name="c"), MATH, never)[0].prompt_ids
+
+
+def oversampled(curriculum, problems, complete, steps=1000):
+    """A run in which `complete(plan)` says which prompts are finished first."""
+    plans = []
+    while len(plans) < steps and (plan := curriculum.next()):
+        plans.append(plan)
+        done = sorted(plan.prompt_ids, key=complete)[:plan.finish]
+        curriculum.record(plan, [r for r in rows(plan, problems, never) if r.prompt_id in done])
+    return plans
+
+
+def test_a_step_begins_more_prompts_than_it_trains_on(make):
+    """The hard ones stay until nothing else is left; in an epoch everyone's turn comes once, and its end waits."""
+    c = make(MATH, [stage()], oversample=1.5)
+    plans = oversampled(c, MATH, complete=lambda p: p in ("m0", "m1"))
+    first = [p for p in plans if p.epoch == 1]
+    assert [(len(p.prompt_ids), p.finish) for p in first] == [(5, 3), (4, 3), (1, 1)]
+    assert [p.begun for p in first][0] == 0 and all(
+        set(b.prompt_ids[:b.begun]) <= set(a.prompt_ids) for a, b in zip(first, first[1:], strict=False))
+    trained = [r[0] for r in c._ledger._query("SELECT prompt_id FROM rollouts WHERE epoch = 1 AND sample = 0")]
+    assert sorted(trained) == sorted(MATH) and {trained[-1]} <= {"m0", "m1"}
+    assert table(c, "epochs") == [(1, "one", 7, 7, 0), (2, "one", 7, 7, 0)]
+
+
+def test_a_stage_that_ends_drops_what_it_has_begun(make):
+    """It was not seen: it is neither dropped as mastered nor counted, and comes again as any other prompt."""
+    problems = MATH | CODE
+    c = make(problems, [stage(until="steps", steps=1), stage("two", ("math", "code"), epochs=1)], oversample=2.0)
+    plans = oversampled(c, problems, complete=lambda p: p)
+    assert len(plans[0].prompt_ids) == 6 and plans[1].begun == 0
+    assert table(c, "epochs")[0] == (1, "one", 3, 3, 0)
+    trained = [r[0] for r in c._ledger._query("SELECT prompt_id FROM rollouts WHERE epoch = 2 AND sample = 0")]
+    assert sorted(trained) == sorted(problems)
+
+
+def test_an_oversampled_run_resumes_anywhere(make):
+    problems = MATH | CODE
+    stages = [stage(until="steps", steps=2), stage("two", ("math", "code"), epochs=2)]
+    whole = make(problems, stages, name="whole", oversample=1.5)
+    plans = oversampled(whole, problems, complete=lambda p: p)
+    for saved_after in range(len(plans)):
+        killed = make(problems, stages, name=f"{saved_after}", oversample=1.5)
+        oversampled(killed, problems, complete=lambda p: p, steps=saved_after)
+        state = json.loads(json.dumps(killed.state_dict()))
+        oversampled(killed, problems, complete=lambda p: p, steps=2)
+        resumed = make(problems, stages, name=f"{saved_after}", oversample=1.5)
+        resumed.load_state_dict(state)
+        assert oversampled(resumed, problems, complete=lambda p: p) == plans[saved_after:]
+        assert list(resumed._ledger.dump()) == list(whole._ledger.dump())
+        killed._ledger.close()
+        resumed._ledger.close()
+
+
+def test_rows_of_too_many_or_too_few_groups_are_refused(make):
+    c = make(MATH, [stage()], oversample=1.5)
+    plan = c.next()
+    every = rows(plan, MATH, never)
+    for count in (2, 4):
+        with pytest.raises(ValueError, match="not those of its plan"):
+            c.record(plan, every[:2 * count])
+    c.record(plan, every[:2 * plan.finish])
 
 
 def test_mastered_prompts_leave_for_good_and_the_reward_does_not_matter(make):

@@ -1,0 +1,56 @@
+"""Steps that begin twice the groups that they train on, and carry on with the others: also across `kill -9`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conftest import CODE, MATHS, World
+from launches import metrics, query, survivors, trace
+
+SECTIONS: dict[str, Any] = {
+    "batch": {"prompts": 2, "samples": 4}, "rollout": {"oversample": 2.0}, "algorithm": {"tis_cap": 2.0},
+    "optimizer": {"lr": 1e-3}, "resample": {"enabled": False}, "checkpoint": {"every": 1, "keep": 20},
+    "stages": [{"name": "both", "domains": ["math", "code"], "until": "epochs", "epochs": 2}],
+}
+
+
+def carried(run: Path) -> dict[int, int]:
+    """Unfinished responses with tokens in each checkpoint."""
+    found = {}
+    for file in run.glob("checkpoints/step-*/controller.json"):
+        saved = json.loads(file.read_text())
+        groups = saved["controller"].get("responses", {}).values()
+        found[saved["step"]] = sum(bool(s["tokens"]) and not s["finished"] for g in groups for s in g.values())
+    return found
+
+
+def test_unfinished_groups_go_on_in_the_next_step(base: Path, world: World) -> None:
+    whole, killed = world.folder / "oversampled", world.folder / "oversampled-killed"
+    world.train("oversampled", **SECTIONS, **world.warm()).succeed()
+    for epoch in (1, 2):  # everyone once, however often it was begun
+        seen = query(whole, f"SELECT prompt_id, COUNT(*) FROM rollouts WHERE epoch = {epoch} GROUP BY prompt_id")
+        assert len(seen) == MATHS + CODE and {count for _, count in seen} == {4}
+    steps = metrics(whole)[1:]
+    assert len(steps) == 10 and any(m["rollout/stale"] > 0 for m in steps)
+    assert all(m.get("rollout/logprob_diff_max", 0) < 1e-4 for m in steps), "tokens of this step's own policy"
+    held = carried(whole)
+    assert any(held.values()) and held[max(held)] == 0
+
+    launch = world.train("oversampled-killed", **SECTIONS, **world.warm())
+    moment = next(step for step in sorted(held) if step > 1 and held[step])
+    launch.when(lambda: len(metrics(killed)) > moment + 1 and moment in carried(killed))
+    assert survivors(launch.kill()) == []
+    (killed / "checkpoints" / "latest").write_text(f"step-{moment:08d}")
+    world.train("oversampled-killed", **SECTIONS, **world.warm()).succeed()
+    ours, undisturbed = trace(killed), trace(whole)
+    for part in undisturbed:
+        assert ours[part] == undisturbed[part], part
+
+
+def test_tensor_parallel_ranks_stop_together(base: Path, world: World) -> None:
+    stages = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 3}]
+    world.train("oversampled-tensor", **SECTIONS | {"stages": stages}, **world.warm(), parallel={"tensor": 2}).succeed()
+    _, *steps = metrics(world.folder / "oversampled-tensor")
+    assert len(steps) == 3 and any(m["rollout/stale"] > 0 for m in steps)
