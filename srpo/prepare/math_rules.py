@@ -274,19 +274,23 @@ _LABELLED = re.compile(r"""
 @rule("math", keeps=[
     {"prompt": "Which is larger? (A) 2 (B) 3 (C) 4", "answer": "(C)"},
     {"prompt": "Which is it? $\\text{(A)}\\ 2 \\qquad \\text{(B)}\\ 3 \\qquad \\text{(C)}\\ 4$", "answer": "\\text{C}"},
+    {"prompt": "Which are even?\nA. 2\nB. 3\nC. 4\nD. 5", "answer": "\\text{AC}"},
     {"prompt": "Let (A) be a set and (B) another. How many lines join (C) to them?", "answer": "2"},
     {"prompt": "Triangle (ABC) has side 3. What is its perimeter?", "answer": "9"},
 ], drops=[
     {"prompt": "What is it? $\\text{(A)}\\ 2 \\qquad \\text{(B)}\\ 3 \\qquad \\text{(C)}\\ 4 \\qquad \\text{(D)}\\ 5$",
      "answer": "4"},
     {"prompt": "Which?\n(A) 1\n(B) 2\n(C) 3\n(D) 4", "answer": "3"},
+    {"prompt": "Which is closest? A. 0.1 B. 0.15 C. 0.2 D. 0.25", "answer": "0.2"},
 ])
 def choice_by_value(row: Row) -> bool:
     """Lettered choices, but the answer is no letter: whether the letter or the value is asked, nobody can tell."""
-    marks = [row.prompt.find(f"({letter})") for letter in "ABCD"]
-    listed = min(marks) >= 0 and marks == sorted(marks)
-    return listed and not re.fullmatch(r"(?:\\text(?:bf)?\s*\{)?\s*\(?[A-Z]\)?\s*\}?(?:\s*,\s*\(?[A-Z]\)?\}?)*",
-                                       (row.answer or "").strip())
+    listed = False
+    for form in (r"\({}\)", r"(?<![^\s{{$]){}\)(?=[\s\\}}$])", r"(?<![^\s{{$]){}\.(?=[\s\\}}$])"):
+        marks = [mark.start() if (mark := re.search(form.format(letter), row.prompt)) else -1 for letter in "ABCD"]
+        listed |= min(marks) >= 0 and marks == sorted(marks)
+    answer = re.sub(r"\\(?:text|math)(?:bf|rm)?", "", row.answer or "")
+    return listed and not re.fullmatch(r"\W*[A-Z](?:\W*[A-Z])*\W*", answer)
 
 
 RULES: list[Rule] = [multi_part, proof, needs_image, needs_table, choice_by_value, unverifiable]
