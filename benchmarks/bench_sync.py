@@ -34,7 +34,8 @@ from transformers import AutoConfig, Qwen2Config
 
 from benchmarks.compare import write
 from benchmarks.timing import device_name, peak_memory
-from srpo.rollout.reshard import Layout, Plan, plan, shapes
+from srpo.rollout.reshard import Plan, plan
+from srpo.rollout.shares import Layout, parameters, shapes
 from srpo.rollout.transport import Transport
 
 SMALL = Qwen2Config(hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=8,
@@ -140,7 +141,7 @@ def measure(hf: Any, train: Layout, rollout: Layout, device: torch.device, node:
     p = plan(hf, train, rollout, itemsize=DTYPE.itemsize, rank=rank, node=node)
     planned = time.perf_counter() - began
     source = {name: torch.randn(shape, dtype=DTYPE, device=device)
-              for name, shape in shapes(hf, train, rank, vllm=False).items()}
+              for name, shape in shapes(parameters(hf, train, vllm=False)[rank % train.ranks]).items()}
     target = {name: torch.full(shape, torch.nan, dtype=DTYPE, device=device)
               for name, shape in p.shapes[rank - p.first].items() if name not in p.aliases[rank - p.first]}
     transport, link = Transport(p, source, target), _link(p, device)

@@ -19,36 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from srpo.megatron.layout import Entry, layout
+from srpo.rollout.shares import Layout, Part, Piece, Span, parameters, shapes
 
 STAGING = 256 << 20
 """Bytes in flight on a rank; fewer where the largest slice is smaller."""
-
-Span = tuple[int, int]
-"""Begin and end."""
-
-
-class Layout(NamedTuple):
-    """Tensor ranks are adjacent, then pipeline stages, then replicas: Megatron's order here and vLLM's."""
-
-    tensor: int
-    pipeline: int
-
-    @property
-    def ranks(self) -> int:
-        """Of one replica."""
-        return self.tensor * self.pipeline
-
-    def __str__(self) -> str:
-        return f"{self.tensor}x{self.pipeline}"
-
-
-class Part(NamedTuple):
-    """A block of a rank's parameter. A vector is a single column."""
-
-    parameter: str
-    rows: Span
-    columns: Span
 
 
 class Move(NamedTuple):
@@ -70,25 +44,17 @@ class Alias(NamedTuple):
     row: int
 
 
-class Piece(NamedTuple):
-    """A rank's share of a tensor, where the entry says; it begins at `begin` of the full tensor."""
-
-    entry: Entry
-    parameter: str
-    begin: int
-
-    @property
-    def span(self) -> Span:
-        """Along the entry's axis, without padding."""
-        end = self.entry.shape[self.entry.axis]
-        return min(self.begin, end), min(self.begin + self.entry.size, end)
-
-
 class Taker(NamedTuple):
-    """A rank that lacks a slice of a piece."""
+    """A rank and the parameter that a slice comes to, or from."""
 
     rank: int
     piece: Piece
+
+
+Held = dict[str, Piece]
+"""What the trainer has on a rank, by tensor."""
+Missing = dict[tuple[str, Span], list[Taker]]
+"""Who lacks a slice of a tensor, which one training shard has whole."""
 
 
 @dataclass(frozen=True)
@@ -183,102 +149,39 @@ def plan(hf: Any, train: Layout, rollout: Layout, *, itemsize: int, rank: int = 
     """
     ranks = math.lcm(train.ranks, rollout.ranks)
     first = rank // ranks * ranks
-    held = [{p.entry.name: p for p in pieces} for pieces in _pieces(hf, train, ranks, _megatron_name)]
-    wanted = [_by_parameter(pieces) for pieces in _pieces(hf, rollout, ranks, vllm_name)]
+    wanted = parameters(hf, rollout, vllm=True) * (ranks // rollout.ranks)
+    held: list[Held] = [{p.entry.name: p for pieces in mine.values() for p in pieces}
+                        for mine in parameters(hf, train, vllm=False)] * (ranks // train.ranks)
+    sizes = {piece.entry.name: piece.entry.size for have in held for piece in have.values()}
     aliases = [{name: alias for name, pieces in mine.items() if (alias := _alias(pieces, have))}
                for mine, have in zip(wanted, held, strict=True)]
-    cuts = {e.name: e.size for e in layout(hf, *train)}
     copies: list[list[Move]] = [[] for _ in range(ranks)]
     padding: list[list[Part]] = [[] for _ in range(ranks)]
-    missing: dict[tuple[str, Span], list[Taker]] = defaultdict(list)
+    missing: Missing = defaultdict(list)
     for r, mine in enumerate(wanted):
         for piece in (p for name, pieces in mine.items() if name not in aliases[r] for p in pieces):
-            padding[r] += _padding(piece)
+            padding[r] += piece.padding()
             have = held[r].get(piece.entry.name)
             inside, outside = _divide(piece.span, have.span if have else (0, 0))
             if have and inside[0] < inside[1]:
-                copies[r].append(_move(r, r, have, piece, *_block(piece.entry, inside), itemsize))
+                copies[r].append(_move(Taker(r, have), Taker(r, piece), *piece.block(inside), itemsize))
             for span in outside:
-                for cut in _cut(span, cuts[piece.entry.name]):
-                    missing[piece.entry.name, cut].append(Taker(r, piece))
+                for part in _cut(span, sizes[piece.entry.name]):
+                    missing[piece.entry.name, part].append(Taker(r, piece))
 
     largest, needed = 0, [0] * ranks
     for (_, (begin, end)), takers in missing.items():
-        nbytes = (end - begin) * _line(takers[0].piece.entry) * itemsize
+        nbytes = (end - begin) * takers[0].piece.line * itemsize
         largest = max(largest, nbytes)
         for taker in takers:
             needed[taker.rank] += nbytes
     moves = _route(missing, held, itemsize, min(STAGING, largest) // 8, lambda r: (first + r) // node)
     rounds = _schedule(moves, min(STAGING, largest) // 4)
-    return Plan(train, rollout, itemsize, first, [{name: _shape(p) for name, p in mine.items()} for mine in wanted],
-                aliases, copies, padding, needed, largest, rounds)
+    return Plan(train, rollout, itemsize, first, [*map(shapes, wanted)], aliases, copies, padding, needed, largest,
+                rounds)
 
 
-def shapes(hf: Any, layout: Layout, rank: int, *, vllm: bool) -> dict[str, tuple[int, ...]]:
-    """Parameters of a rank of the trainer (its layers counted over all stages) or of vLLM."""
-    pieces = _pieces(hf, layout, rank + 1, vllm_name if vllm else _megatron_name)[rank]
-    return {name: _shape(some) for name, some in _by_parameter(pieces).items()}
-
-
-# -- where tensors lie -----------------------------------------------------------------------------------------------
-
-_TOP = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-}
-_LAYER = {
-    "input_layernorm": "input_layernorm",
-    "self_attention.linear_qkv": "self_attn.qkv_proj",
-    "self_attention.q_layernorm": "self_attn.q_norm",
-    "self_attention.k_layernorm": "self_attn.k_norm",
-    "self_attention.linear_proj": "self_attn.o_proj",
-    "pre_mlp_layernorm": "post_attention_layernorm",
-    "mlp.linear_fc1": "mlp.gate_up_proj",
-    "mlp.linear_fc2": "mlp.down_proj",
-}
-
-
-def vllm_name(entry: Entry) -> str:
-    """vLLM's name of the parameter that holds a tensor."""
-    if entry.duplicate:
-        return entry.name
-    if not entry.parameter.startswith("decoder.layers."):
-        return _TOP[entry.parameter]
-    number, rest = entry.parameter.removeprefix("decoder.layers.").split(".", 1)
-    module, kind = rest.rsplit(".", 1)
-    return f"model.layers.{number}.{_LAYER[module]}.{kind}"
-
-
-def _megatron_name(entry: Entry) -> str:
-    return entry.parameter
-
-
-def _pieces(hf: Any, of: Layout, ranks: int, name: Callable[[Entry], str]) -> list[list[Piece]]:
-    """What each of the ranks holds in one of the layouts; replicas share a list."""
-    replica: list[list[Piece]] = [[] for _ in range(of.ranks)]
-    for entry in layout(hf, of.tensor, of.pipeline):
-        parameter = name(entry)
-        for t in range(of.tensor):
-            replica[entry.stage * of.tensor + t].append(Piece(entry, parameter, entry.begin(t, of.tensor)))
-    return [replica[r % of.ranks] for r in range(ranks)]
-
-
-def _by_parameter(pieces: list[Piece]) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        found.setdefault(piece.parameter, []).append(piece)
-    return found
-
-
-def _shape(pieces: list[Piece]) -> tuple[int, ...]:
-    """Of a parameter of these pieces."""
-    shape = list(pieces[0].entry.shape)
-    shape[pieces[0].entry.axis] = sum(p.entry.size for p in pieces)
-    return tuple(shape)
-
-
-def _alias(pieces: list[Piece], held: dict[str, Piece]) -> Alias | None:
+def _alias(pieces: list[Piece], held: Held) -> Alias | None:
     """The rows of the trainer's storage on this rank that are a whole parameter of vLLM's, padding included."""
     found = set()
     for piece in pieces:
@@ -293,16 +196,6 @@ def _alias(pieces: list[Piece], held: dict[str, Piece]) -> Alias | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _width(entry: Entry) -> int:
-    """Columns of the full tensor."""
-    return math.prod(entry.shape[1:])
-
-
-def _line(entry: Entry) -> int:
-    """Elements of one step along the entry's axis."""
-    return math.prod(entry.shape) // entry.shape[entry.axis]
-
-
 def _divide(span: Span, held: Span) -> tuple[Span, list[Span]]:
     """What of a span is held, and the one or two others that are not."""
     inside = max(span[0], held[0]), min(span[1], held[1])
@@ -312,49 +205,29 @@ def _divide(span: Span, held: Span) -> tuple[Span, list[Span]]:
 
 
 def _cut(span: Span, size: int) -> Iterator[Span]:
-    """At multiples of `size`: each part has one owner a replica."""
+    """At multiples of `size`, a training shard's."""
     for begin in range(span[0] // size * size, span[1], size):
         yield max(span[0], begin), min(span[1], begin + size)
 
 
-def _padding(piece: Piece) -> list[Part]:
-    """The rows of a share that lie beyond the full tensor."""
-    entry, rows = piece.entry, piece.entry.size - (piece.span[1] - piece.span[0])
-    end = entry.start + entry.size
-    return [Part(piece.parameter, (end - rows, end), (0, _width(entry)))] if rows else []
-
-
-def _block(entry: Entry, span: Span) -> tuple[Span, Span]:
-    """Rows and columns of a span of the full tensor."""
-    return (span, (0, _width(entry))) if entry.axis == 0 else ((0, entry.shape[0]), span)
-
-
-def _place(piece: Piece, rows: Span, columns: Span) -> Part:
-    """Where a block of the full tensor lies in the piece's parameter."""
-    shift = piece.entry.start - piece.begin
-    if piece.entry.axis == 0:
-        return Part(piece.parameter, (rows[0] + shift, rows[1] + shift), columns)
-    return Part(piece.parameter, rows, (columns[0] + shift, columns[1] + shift))
-
-
-def _move(source: int, target: int, read: Piece, write: Piece, rows: Span, columns: Span, itemsize: int,
-          relayed: bool = False) -> Move:
+def _move(source: Taker, target: Taker, rows: Span, columns: Span, itemsize: int, relayed: bool = False) -> Move:
+    """Of a block of the full tensor."""
     nbytes = (rows[1] - rows[0]) * (columns[1] - columns[0]) * itemsize
-    return Move(source, target, _place(read, rows, columns), _place(write, rows, columns), nbytes, relayed)
+    return Move(source.rank, target.rank, source.piece.place(rows, columns), target.piece.place(rows, columns), nbytes,
+                relayed)
 
 
 # -- who sends, and when ---------------------------------------------------------------------------------------------
 
 
-def _route(missing: dict[tuple[str, Span], list[Taker]], held: list[dict[str, Piece]], itemsize: int, limit: int,
-           node: Callable[[int], int]) -> list[Move]:
+def _route(missing: Missing, held: list[Held], itemsize: int, limit: int, node: Callable[[int], int]) -> list[Move]:
     """A source for every missing slice of every rank, in chunks of whole rows of at most `limit` bytes, in an order in
     which all ranks send and receive at the same time."""
     sent, received = [0] * len(held), [0] * len(held)
     moves: list[tuple[bool, int, Move]] = []
 
     def add(source: Taker, target: Taker, rows: Span, columns: Span, relayed: bool) -> None:
-        move = _move(source.rank, target.rank, source.piece, target.piece, rows, columns, itemsize, relayed)
+        move = _move(source, target, rows, columns, itemsize, relayed)
         moves.append((relayed, max(sent[source.rank], received[target.rank]), move))
         sent[source.rank] += move.nbytes
         received[target.rank] += move.nbytes
@@ -362,7 +235,7 @@ def _route(missing: dict[tuple[str, Span], list[Taker]], held: list[dict[str, Pi
     for (tensor, span), takers in missing.items():
         owners = [r for r, have in enumerate(held) if tensor in have and _divide(span, have[tensor].span)[0] == span]
         nodes = {node(r) for r in owners}
-        (top, bottom), columns = _block(takers[0].piece.entry, span)
+        (top, bottom), columns = takers[0].piece.block(span)
         height = max(1, limit // ((columns[1] - columns[0]) * itemsize))
         for row in range(top, bottom, height):
             rows = row, min(row + height, bottom)

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from srpo.rollout.reshard import Part, Plan
+from srpo.rollout.reshard import Plan
+from srpo.rollout.shares import Part
 
 Tensors = Mapping[str, Tensor]
 

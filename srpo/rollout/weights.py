@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-from srpo.rollout.reshard import Layout, plan
+from srpo.rollout.reshard import plan
+from srpo.rollout.shares import Layout
 from srpo.rollout.transport import Transport
 
 if TYPE_CHECKING:

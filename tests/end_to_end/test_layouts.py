@@ -11,7 +11,8 @@ from conftest import World
 from launches import HERE, Launch, metrics, weights
 from transformers import AutoConfig
 
-from srpo.rollout.reshard import Layout, Plan, plan
+from srpo.rollout.reshard import Plan, plan
+from srpo.rollout.shares import Layout
 
 TWO_STEPS = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 2}]
 

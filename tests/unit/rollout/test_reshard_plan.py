@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from srpo.rollout import reshard
-from srpo.rollout.reshard import Layout, Plan, plan, shapes
+from srpo.rollout.reshard import Plan, plan
+from srpo.rollout.shares import Layout, Part, parameters, shapes
 
 ITEMSIZE = 2
 Arrays = dict[str, np.ndarray]
@@ -124,7 +125,7 @@ def carry_out(p: Plan, held: list[Arrays]) -> list[Arrays]:
     return have
 
 
-def view(arrays: Arrays, part: reshard.Part) -> np.ndarray:
+def view(arrays: Arrays, part: Part) -> np.ndarray:
     array = arrays[part.parameter]
     return array.reshape(len(array), -1)[slice(*part.rows), slice(*part.columns)]
 
@@ -144,9 +145,9 @@ def test_plan(hf: Any, train: tuple[int, int], rollout: tuple[int, int], node: i
     assert p.ranks == math.lcm(math.prod(train), math.prod(rollout))
     held = [shard(full, hf, train, r, vllm=False) for r in range(p.ranks)]
     wanted = [shard(full, hf, rollout, r, vllm=True) for r in range(p.ranks)]
-    have = carry_out(p, held)
+    have, trainer = carry_out(p, held), parameters(hf, Layout(*train), vllm=False)
     for r in range(p.ranks):
-        assert shapes(hf, Layout(*train), r, vllm=False) == {n: a.shape for n, a in held[r].items()}
+        assert shapes(trainer[r % len(trainer)]) == {n: a.shape for n, a in held[r].items()}
         assert have[r].keys() == wanted[r].keys() and all((have[r][n] == a).all() for n, a in wanted[r].items())
         assert p.received[r] == p.needed[r] == len(numbers(wanted[r]) - numbers(held[r])) * ITEMSIZE
     assert sum(p.sent) == sum(p.received)
