@@ -82,7 +82,7 @@ def measure(case: str, actual: list[list[float]], expected: list[list[float]], r
     """Dividing by the expected lengths, judged by the actual ones."""
     ways: dict[str, Callable[[Sequence[float], int, random.Random], Assignment]] = {
         "srpo": lambda lengths, bins, _: assign(lengths, bins), "round robin": round_robin, "random": shuffled}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, way in ways.items():
         ratios, seconds = [], []
         for seed, (lengths, forecast) in enumerate(zip(actual, expected, strict=True)):

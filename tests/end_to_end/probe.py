@@ -12,6 +12,7 @@ import os
 
 import torch
 from safetensors.torch import save_file
+from vllm.compilation.counter import compilation_counter
 
 import srpo.train
 from srpo import cli
@@ -40,6 +41,7 @@ class ProbedRun(srpo.train.Run):
                 "aliased": shared and self.shares(),
                 "stayed": addresses == self.addresses(),
                 "updated": not all(map(torch.equal, before, after)),
+                "graphs": compilation_counter.num_cudagraph_captured,
             })
             with open(f"{os.environ['PROBE_OUT']}-{self.rank}.json", "w") as file:
                 json.dump(self.seen, file)

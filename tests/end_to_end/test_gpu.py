@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from conftest import World
-from launches import metrics
+from launches import HERE, Launch, metrics
 
 from srpo.megatron.attention import attention, backend, per_sequence
 
@@ -36,3 +38,15 @@ def test_a_run_on_one_gpu(world: World):
     steps = metrics(world.folder / "gpu")[1:]
     assert steps and all(m["weights/aliased_bytes"] > 0 == m["weights/moved_bytes"] for m in steps)
     assert all(m["gpu/memory_gib"] > 0 for m in steps)
+
+
+def test_cuda_graphs_survive_updates(world: World):
+    """Captured once, before the first step. Replayed after an update they read the new weights: at this learning rate
+    old ones would give other log-probs than the trainer's."""
+    config = world.config("graphs", model={"dtype": "float32"}, rollout={"canary": 0.05, "kv_cache_gib": 1.0},
+                          optimizer={"lr": 1e-3})
+    Launch(HERE / "probe.py", "train", config, ranks=1, folder=world.folder,
+           PROBE_OUT=str(world.folder / "graphs")).succeed()
+    seen = json.loads((world.folder / "graphs-0.json").read_text())
+    assert len(seen) >= 3 and len({step["graphs"] for step in seen}) == 1 and seen[0]["graphs"] > 0
+    assert all(step["stayed"] and step["aliased"] and step["updated"] for step in seen)
