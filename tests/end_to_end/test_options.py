@@ -1,4 +1,4 @@
-"""The parts of the loss that the recipe leaves off, and memory that a run frees in between, switched on in whole runs."""
+"""The parts of the loss that the recipe leaves off, and memory that a run frees in between, on in whole runs."""
 
 from __future__ import annotations
 
