@@ -1,5 +1,5 @@
 """The single table that pairs every Hugging Face tensor with a parameter of each rank: loading, export and the reshard
-plan follow it. It describes Megatron's parameters and, under other names (srpo/rollout/reshard.py), vLLM's, which are
+plan follow it. It describes Megatron's parameters and, under other names (srpo/rollout/shares.py), vLLM's, which are
 laid out alike on purpose: q above k above v, gate above up, the vocabulary padded to a multiple of 64. Shapes only: no
 torch, no Megatron-Core.
 """
