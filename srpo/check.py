@@ -13,9 +13,9 @@ from srpo.config import Config, Parallel, Stage, hf_config
 from srpo.errors import UserError
 
 
-def check(config: Config, world_size: int) -> None:
-    """Refuse what cannot run on `world_size` ranks. Reads config.json of the model, nothing else. Raises UserError
-    naming the key, its value, and what would do."""
+def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
+    """Refuse what cannot run on `world_size` ranks. `gpu`: whether they have GPUs; by default if this machine has.
+    Reads config.json of the model, nothing else. Raises UserError naming the key, its value, and what would do."""
     hf = hf_config(config.model.path)
     p, b, a, r = config.parallel, config.batch, config.algorithm, config.rollout
     if p.sequence and p.tensor == 1:
@@ -27,7 +27,7 @@ def check(config: Config, world_size: int) -> None:
     _check_training(p, hf)
     model_parallel = p.tensor * p.pipeline
     _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)
-    _check_rollout(config, hf, world_size)
+    _check_rollout(config, hf, world_size, _gpu() if gpu is None else gpu)
     replicas = world_size // model_parallel
     if b.prompts % replicas:
         raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
@@ -75,10 +75,10 @@ def _check_training(p: Parallel, hf: dict[str, Any]) -> None:
     _divides("parallel.pipeline", p.pipeline, f"the model's {layers} layers", layers)
 
 
-def _check_rollout(config: Config, hf: dict[str, Any], world_size: int) -> None:
+def _check_rollout(config: Config, hf: dict[str, Any], world_size: int, gpu: bool) -> None:
     """vLLM splits it over rollout.tensor and rollout.pipeline; ranks beyond the key-value heads hold copies of them."""
     p, r, tensor = config.parallel, config.rollout, config.rollout_tensor
-    if r.pipeline > 1 and not _gpu():
+    if r.pipeline > 1 and not gpu:
         raise UserError(f"rollout.pipeline = {r.pipeline}: vLLM generates with one pipeline stage only on CPU; leave "
                         "it at 1 and set rollout.tensor")
     key = "rollout.tensor"

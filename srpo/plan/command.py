@@ -90,7 +90,7 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
 def refusal(config: Config, gpus: int) -> str:
     """Why `srpo train` would not begin, or ""."""
     try:
-        check(config, gpus)
+        check(config, gpus, gpu=True)
     except UserError as e:
         return f"cannot run: {e}"
     return ""

@@ -103,7 +103,7 @@ def _with(job: Job, **sections: dict[str, Any]) -> Job:
 
 def _runs(job: Job) -> bool:
     try:
-        check(job.config, job.gpus)
+        check(job.config, job.gpus, gpu=True)
     except UserError:
         return False
     return True

@@ -208,7 +208,7 @@ def layer(job: Job, device: Device) -> int:
     if shape.qk_norm:
         attention += (shape.heads + shape.kv_heads) // tensor * FLOAT32
         attention += (2 * FLOAT32 if device == "cpu" else 0) * (query + kv)
-    if device == "cpu":  # each sequence's output, then all of them joined
+    if device == "cpu" or b == FLOAT32:  # each sequence's output, then all of them joined
         attention += b * query
     return norms + attention + feed_forward(job)
 

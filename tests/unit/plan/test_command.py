@@ -78,6 +78,11 @@ def test_what_cannot_run_says_so_and_what_could(capsys):
     assert "Layouts that fit" in out
 
 
+def test_vllm_pipelines_are_planned_for_on_a_machine_without_gpus(capsys):
+    code, out, _ = plan(capsys, SEVEN, "rollout.pipeline=2", "rollout.tensor=1", "rollout.kv_cache_gib=40", "--gpus", 8)
+    assert code == 0 and "A sync moves" in out
+
+
 def test_a_cache_too_small_for_one_sequence(capsys):
     code, out, _ = plan(capsys, SEVEN, "rollout.kv_cache_gib=0.1", "--gpus", 8)
     assert code == 1 and "rollout.kv_cache_gib = 0.1 holds 3,745 tokens" in " ".join(out.split())
