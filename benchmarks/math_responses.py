@@ -1,8 +1,8 @@
 """Maths responses with known verdicts, for `bench_graders`.
 
-"numbers" never need algebra; "mixed" is what MATH's answers look like: half numbers, the rest expressions, tuples, sets,
-intervals and matrices; "algebra" is its expressions alone, each different, so that no cache helps. A third of the answers
-is wrong.
+"numbers" never need algebra; "mixed" is what MATH's answers look like: half numbers, the rest expressions, tuples,
+sets, intervals and matrices; "algebra" is its expressions alone, each different, so that no cache helps. A third of the
+answers is wrong.
 """
 
 from __future__ import annotations
