@@ -45,12 +45,16 @@ arguments=(
     --nproc-per-node "${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 2))}"
     --max-restarts "${MAX_RESTARTS:-3}"
     --rdzv-backend c10d
-    --rdzv-endpoint "${RDZV_ENDPOINT:-localhost:0}"
+    --rdzv-endpoint "${RDZV_ENDPOINT:=localhost:0}"
     --rdzv-id "${RDZV_ID:-srpo}"
     # SIGTERM is between the scheduler and the ranks: torchrun would give them 30 seconds, and fail afterwards.
     --signals-to-handle SIGINT,SIGHUP,SIGQUIT
 )
-[ -z "${LOCAL_ADDR:-}" ] || arguments+=(--local-addr "$LOCAL_ADDR")
+if [ -n "${LOCAL_ADDR:-}" ]; then
+    arguments+=(--local-addr "$LOCAL_ADDR")
+    # torchrun compares the endpoint with what this host's own name resolves to, which can be another address.
+    [ "$LOCAL_ADDR" != "${RDZV_ENDPOINT%:*}" ] || arguments+=(--rdzv-conf is_host=1)
+fi
 
 stopping=0
 trap 'stopping=$((stopping + 1))' TERM
