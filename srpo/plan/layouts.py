@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,10 +116,12 @@ def _with_cache(job: Job, gpu: Gpu) -> Job | None:
     room = gpu.memory.value * GIB - memory.generation(empty, *_taken(gpu)).total
     slots = min(job.config.rollout.max_sequences, -(-job.responses // job.replicas))
     useful = slots * (job.longest + 1) * job.kv_bytes_per_token
-    cache = int(min(room, useful + GIB) / GIB) // 2 * 2
+    cache = min(room / GIB, math.ceil(8 * useful / GIB) / 8)
+    if cache > 4:  # fewer sizes, so that a replay serves for several layouts
+        cache = cache // 2 * 2
     if cache * GIB < (job.longest + 1) * job.kv_bytes_per_token:
         return None
-    return _with(job, rollout=dict(kv_cache_gib=float(cache)))
+    return _with(job, rollout=dict(kv_cache_gib=cache))
 
 
 def _taken(gpu: Gpu) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def _held(job: Job, stage: int) -> dict[str, int]:
 def _generation(job: Job, stage: int) -> dict[str, int]:
     shape, rollout, tensor = job.shape, job.config.rollout, job.config.rollout_tensor
     held = _held(job, stage)
-    tokens = max(PREFILL, rollout.max_sequences)
+    tokens = min(PREFILL, rollout.max_sequences * (job.longest + 1))
     width = 3 * shape.ffn // tensor + (2 * shape.query + 2 * shape.kv) // tensor + 3 * shape.hidden
     return held | {
         "gather buffer": _gather_buffer(job),

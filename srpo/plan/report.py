@@ -98,7 +98,7 @@ def _layouts(plan: Plan) -> Table:
         table.add_row(
             f"{c.job.tensor} x {c.job.pipeline}", str(config.rollout_tensor), config.parallel.recompute,
             "yes" if config.parallel.offload else "", f"{config.batch.micro_batch_tokens:,}",
-            f"{config.rollout.kv_cache_gib:.0f}", f"{c.spare / GIB:.1f}", f"{t.generation:.1f}",
+            f"{config.rollout.kv_cache_gib:.3g}", f"{c.spare / GIB:.1f}", f"{t.generation:.1f}",
             f"{t.update + t.scoring + t.reduction + t.optimizer:.1f}", f"{t.sync:.2f}", f"{t.total:.1f}",
             f"{t.tokens_per_gpu:,.0f}", f"{t.mfu:.0%}")
     return table

@@ -103,7 +103,7 @@ class Rates:
 def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -> Times:
     """Of one step over these responses, the last of `work`; `generation`: seconds, where they are known."""
     rates, shape, config = Rates(gpu), job.shape, job.config
-    forward, backward, exchange = _passes(job, rates, work)
+    forward, head, backward, exchange = _passes(job, rates, work)
     updates, elements = config.batch.updates, max(job.stages)
     scorings = (updates > 1 and config.algorithm.old_logprobs == "trainer") + bool(config.algorithm.kl)
     adamw = ADAMW_PASSES * FLOAT32 * elements / job.data
@@ -113,8 +113,8 @@ def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -
     attention = 2 * work.squares * shape.query * shape.layers
     return Times(
         generation=decode(decoder(job, gpu), job, work) if generation is None else generation,
-        scoring=scorings * forward,
-        update=forward + backward,
+        scoring=scorings * (forward + head / 3),
+        update=forward + head + backward,
         reduction=updates * exchange,
         optimizer=updates * (FLOAT32 * elements + adamw) / rates.bandwidth,  # with the gradients set to zero
         offload=offloaded / rates.host,  # out; the way back is hidden behind the update
@@ -170,9 +170,9 @@ def fastest_generation(job: Job, gpu: Gpu, work: Workload) -> float:
 # -- update ---------------------------------------------------------------------------------------------------------
 
 
-def _passes(job: Job, rates: Rates, work: Workload) -> tuple[float, float, float]:
-    """Seconds of all forward passes of one rank in a step, of all backward passes (recomputation in it), and of the
-    exchange of gradients and parameters in one update."""
+def _passes(job: Job, rates: Rates, work: Workload) -> tuple[float, float, float, float]:
+    """Seconds of all forward passes of one rank in a step, of the loss with its gradients, of all backward passes
+    (recomputation in it), and of the exchange of gradients and parameters in one update."""
     read, squares, rows = work.read / job.data, work.squares / job.data, work.tokens / job.data
     shape, b, gpu = job.shape, job.itemsize, rates.gpu
     ranks = job.tensor * job.pipeline
@@ -190,25 +190,26 @@ def _passes(job: Job, rates: Rates, work: Workload) -> tuple[float, float, float
     stage_backward += micro_batches * ACCUMULATE * max(job.stages) / rates.bandwidth
     if job.config.parallel.recompute == "full":
         stage_backward += stage_forward
-    elif job.config.parallel.recompute == "selective":  # the feed-forward part, without its messages
+    elif job.config.parallel.recompute == "selective":  # the feed-forward part, with its half of the messages
         share = 3 * shape.hidden * shape.ffn * shape.layers / shape.matrices
         width = 7 * b * shape.ffn / job.tensor
         stage_backward += share * products + width * read * shape.layers / job.pipeline / rates.bandwidth
-    # The last stage's loss takes its three products in the forward pass, and the logits are read and written once.
-    vocab = shape.vocab / job.tensor
-    head = 3 * 2 * shape.hidden * vocab * rows / rates.matmul + 4 * vocab * rows * b / rates.bandwidth
+        stage_backward += messages / 2
+    # The last stage's loss takes three products and one pass over the logits, or two where the vocabulary is split.
+    vocab, passes = shape.vocab / job.tensor, 2 if job.tensor == 1 else 3  # reads and writes
+    head = 3 * 2 * shape.hidden * vocab * rows / rates.matmul + passes * vocab * rows * b / rates.bandwidth
     if job.pipeline > 1:
         between = read * shape.hidden * b / rates.message(ranks)
         stage_forward, stage_backward = stage_forward + between, stage_backward + between
     # 1F1B: the slowest stage's micro-batches, and the others' first one before and last one after them
     bubble = updates * (job.pipeline - 1) / micro_batches
-    forward = stage_forward * (1 + bubble) + head
+    forward = stage_forward * (1 + bubble)
     backward = stage_backward * (1 + bubble)
     share = (job.data - 1) / job.data
     exchange = (FLOAT32 + b) * max(job.stages) * share / rates.data_parallel(job)
     if job.config.parallel.overlap:  # behind the last micro-batch's backward and the first one's forward pass
-        exchange = max(0.0, exchange - (forward + backward) / micro_batches)
-    return forward, backward, exchange
+        exchange = max(0.0, exchange - (forward + head + backward) / micro_batches)
+    return forward, head, backward, exchange
 
 
 def _elementwise(job: Job) -> float:

@@ -116,6 +116,14 @@ def test_proposed_layouts_are_legal_fit_and_come_best_first(model, gpus, work):
     assert steps == sorted(steps)
 
 
+def test_a_small_model_gets_a_small_cache(tmp_path, work):
+    (tmp_path / "config.json").write_text(json.dumps(dict(
+        model_type="qwen2", hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64)))
+    found = search(job(2, model=str(tmp_path)), H100, work)
+    assert found and all(0 < candidate.job.config.rollout.kv_cache_gib < 4 for candidate in found)
+
+
 def test_time_follows_the_cluster_and_the_layout(work):
     few, many = (times(job(n, parallel=dict(tensor=2, sequence=True)), H100, work) for n in (8, 64))
     assert many.update == pytest.approx(few.update / 8, rel=0.02)
@@ -125,7 +133,11 @@ def test_time_follows_the_cluster_and_the_layout(work):
     assert 1.2 * few.update < recomputed.update < 1.4 * few.update and recomputed.mfu < few.mfu
     moved = times(job(8, parallel=dict(tensor=2, offload=True), rollout=dict(tensor=4)), H100, work)
     assert moved.sync > 0 and moved.offload > 0
-    assert times(job(8, algorithm=dict(kl="k3")), H100, work).scoring > 0
+    scored = times(job(8, algorithm=dict(kl="k3")), H100, work)
+    assert 0.2 * scored.update < scored.scoring < scored.update / 3
+    again = [times(job(8, parallel=dict(tensor=2, recompute=r)), H100, work).update
+             for r in ("none", "selective", "full")]
+    assert again == sorted(again)
     across, inside = (times(job(n, parallel=dict(tensor=2)), H100, work).reduction for n in (16, 8))
     assert across > inside > 0
     hidden = times(job(16, parallel=dict(tensor=2, overlap=True)), H100, work).reduction
