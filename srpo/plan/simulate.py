@@ -135,8 +135,9 @@ def makespan(decoder: Decoder, shares: Sequence[Sequence[Group]]) -> float:
 
 def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float) -> list[StepDone]:
     """Steps under rollout.oversample = `factor`: so many times the groups that a step needs are in flight, a replica
-    stops when its part of those needed is complete, and the others go on in the next step."""
-    need = len(steps[0])
+    stops when its part of those needed is complete, and the others go on in the next step. There are more steps than
+    `factor`."""
+    need = round(fmean(map(len, steps)))  # an epoch's last step is short
     flight = round(need * factor)
     fresh = [g for step in steps for g in step]
     carried: list[Group] = []

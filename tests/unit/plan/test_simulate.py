@@ -92,6 +92,10 @@ def test_over_sampling_goes_on_from_where_a_response_was():
     assert over_sampled(PLAIN, [[quick], [slow], [Group(0, (20,), 20.0)]], 1, 2.0) == [(4, 8), (6, 12)]
 
 
+def test_over_sampling_takes_short_steps():
+    assert over_sampled(PLAIN, [groups(16), groups(1), groups(1), groups(1)], 2, 1.25)
+
+
 def test_comparison_of_a_run():
     steps = [groups(64) for _ in range(4)]
     found = compare(LOADED, steps, 8)
