@@ -29,6 +29,17 @@ def test_one_launch_a_run_folder(tmp_path: Path, impatient: None):
     folder.claim(tmp_path / "a" / "run").close()
 
 
+@pytest.mark.parametrize(("restarts", "tries"), [("0", 2), ("1", 24)])
+def test_a_restarted_launch_waits_longer_for_a_host_that_is_gone(tmp_path: Path, impatient: None, restarts: str,
+                                                                 tries: int, monkeypatch: pytest.MonkeyPatch):
+    waits: list[float] = []
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    monkeypatch.setattr(folder.time, "sleep", waits.append)
+    with folder.claim(tmp_path), pytest.raises(UserError, match="another launch is using it"):
+        folder.claim(tmp_path)
+    assert len(waits) == tries
+
+
 def test_a_file_is_no_run_folder(tmp_path: Path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run = '.*/run': cannot be used as a run folder: File exists"):
