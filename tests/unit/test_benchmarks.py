@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -17,12 +18,14 @@ from benchmarks import (
     bench_linear,
     bench_logprob,
     bench_policy_loss,
+    bench_rollout,
     compare,
     harness,
     peers,
     timing,
 )
 from benchmarks.inputs import Case, Inputs
+from srpo.control.ledger import Ledger
 
 OPS = {
     bench_advantage: {"group_advantage"},
@@ -164,6 +167,16 @@ def test_the_balance_is_measured_and_compared(monkeypatch: pytest.MonkeyPatch, t
         row["ratios"] = {name: value * 1.1 for name, value in row["ratios"].items()}
     compare.write(document, tmp_path / "worse.json")
     assert compare.main([str(out), str(tmp_path / "worse.json")]) == 1
+
+
+def test_what_a_step_loses_is_measured(tmp_path: Path) -> None:
+    """Real graders and a real ledger beside a generation of a second."""
+    row = bench_rollout.step(tmp_path, argparse.Namespace(tokenizer=None, replicas=64, workers=1, minutes=1 / 60))
+    assert row["seconds"].keys() == {"controller", "submitting", "remaining grades", "ledger", "generation"}
+    assert 0 < row["ratios"]["share"] < 1 <= row["seconds"]["generation"]
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.position()["rollouts"] == 2 * 8192
+    ledger.close()
 
 
 def test_compare_names_a_file_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
