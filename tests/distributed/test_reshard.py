@@ -22,7 +22,7 @@ from transformers import LlamaConfig, Qwen2Config
 from benchmarks.timing import peak_memory
 from srpo.megatron.step import Trainer
 
-models.MODELS |= {
+MODELS = models.MODELS | {
     "two-heads": lambda: Qwen2Config(**SHAPE | {"num_key_value_heads": 2}, tie_word_embeddings=True),
     "three": lambda: LlamaConfig(vocab_size=190, hidden_size=48, intermediate_size=96, num_hidden_layers=6,
                                  num_attention_heads=12, num_key_value_heads=3, max_position_embeddings=256,
@@ -43,7 +43,7 @@ def cases(ranks: int) -> Iterator[Any]:
     number = 0
     for train in layouts(ranks):
         for rollout in layouts(ranks):
-            kinds = [k for k in KINDS[ranks] if train[0] <= models.MODELS[k]().num_key_value_heads]
+            kinds = [k for k in KINDS[ranks] if train[0] <= MODELS[k]().num_key_value_heads]
             for i, kind in enumerate(kinds):
                 name = f"{train[0]}x{train[1]}->{rollout[0]}x{rollout[1]}/{kind}/{ranks}"
                 slow = () if i == number % len(kinds) else pytest.mark.slow
@@ -52,6 +52,7 @@ def cases(ranks: int) -> Iterator[Any]:
 
 
 def measure(name: str) -> dict[str, Any]:
+    models.MODELS = MODELS  # on this rank; other files have a case for each of their models
     layouts, kind, node = name.split("/")
     train, rollout = ([int(n) for n in each.split("x")] for each in layouts.split("->"))
     trainer, before, after = trained(*train, kind)
@@ -97,7 +98,8 @@ def trained(tensor: int, pipeline: int, kind: str) -> tuple[Trainer, Path, Path]
 @contextmanager
 def vllm_groups(path: Path, tensor: int, pipeline: int) -> Iterator[Any]:
     """vLLM's process groups, as its worker makes them; gives a function from a directory to a vLLM config."""
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_DIST_IDENT": "reshard"}
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR",
+                   "VLLM_DIST_IDENT": os.environ["TORCHELASTIC_RUN_ID"]}  # in the names of shared memory
     from vllm.config import set_current_vllm_config
     from vllm.distributed import parallel_state
     from vllm.engine.arg_utils import EngineArgs
