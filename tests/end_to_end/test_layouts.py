@@ -84,5 +84,6 @@ def reshard(world: World, train: tuple[int, int], rollout: tuple[int, int]) -> P
 def trained_well(steps: list[dict[str, Any]], plan: Plan) -> None:
     """The canary was quiet, also after weights had changed, and no more moved than the plan says."""
     for m in steps:
-        assert m["rollout/logprob_diff_max"] < 1e-4 and m["grad/norm"] > 0
+        assert m["rollout/logprob_diff_max"] < 1e-4
+        assert (m["grad/norm"] == 0) == (m["groups/zero_advantage"] == 1)  # a tiny policy may have learnt everything
         assert (m["weights/aliased_bytes"], m["weights/moved_bytes"]) == (plan.aliased[0], plan.received[0])
