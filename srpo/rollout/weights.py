@@ -105,8 +105,15 @@ def _loader_for(weights: SharedWeights) -> type[BaseModelLoader]:
             model = super().load_model(*args, **kwargs)
             for module in model.modules():  # the output head ignores the flag above and keeps a packed copy
                 if hasattr(module, "cpu_linear"):
-                    module.cpu_linear = nn.functional.linear
+                    module.cpu_linear = _cpu_linear
             weights.verify()
             return model
 
     return Loader
+
+
+def _cpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """On weights as they lie. Of oneDNN in float32, for which torch's own linear takes MKL, half as fast on AMD."""
+    if weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return nn.functional.linear(x, weight, bias)

@@ -21,7 +21,8 @@ from srpo.statistics import Update
 from srpo.train import Run
 
 COUNT, GROUP = 16, 4
-LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "tp2": {"tensor": 2}, "pp2": {"pipeline": 2}}
+LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "tp2": {"tensor": 2}, "pp2": {"pipeline": 2},
+                                     "dp2-overlap": {"parallel": {"overlap": True}}}
 LOSSES: dict[str, dict[str, Any]] = {
     "one": {},
     "tokens": {"batch": {"micro_batch_tokens": 40}},
