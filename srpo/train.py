@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +192,17 @@ class Run:
                ) -> tuple[list[Problem], list[Sample], list[Graded]]:
         """Wait for the grades of this vLLM replica's groups, then exchange: the problems whose groups are complete, in
         the prompts' order, with all their samples and grades."""
-        own = {}
+        grades = {}
         if self.leads:
             graded = self.graders.collect()
-            own = {i: (group, [graded[i, j] for j in range(len(group))]) for i, group in groups.items()}
-        every = merge(all_gather(own))
-        complete = [i for i in prompt_ids if i in every]
-        return ([self.problems[i] for i in complete], [s for i in complete for s in every[i][0]],
-                [g for i in complete for g in every[i][1]])
+            grades = {i: [graded[i, j] for j in range(len(group))] for i, group in groups.items()}
+        # Every rank of a replica has its groups: they share the sending, of gigabytes where responses are long.
+        place, ranks = self.rank % self.config.rollout_ranks, self.config.rollout_ranks
+        parts = all_gather((dict(islice(groups.items(), place, None, ranks)), grades))
+        samples, grades = merge([sent for sent, _ in parts]), merge([sent for _, sent in parts])
+        complete = [i for i in prompt_ids if i in grades]
+        return ([self.problems[i] for i in complete], [s for i in complete for s in samples[i]],
+                [g for i in complete for g in grades[i]])
 
     def update(self, step: int, problems: list[Problem], samples: list[Sample], advantage: list[float]) -> Update:
         """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first.
