@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from srpo import sandbox
@@ -77,7 +77,7 @@ class Graders:
         also with one that brings no response."""
         self._submitted |= responses
         self._pool.submit([
-            {"problem": asdict(r.problem), "text": r.text, "tokens": r.tokens} for r in responses.values()])
+            {"problem": vars(r.problem), "text": r.text, "tokens": r.tokens} for r in responses.values()])
 
     def grade(self, responses: Sequence[Response]) -> list[Graded]:
         """Grades in the responses' order; raises what `collect` does."""
