@@ -38,4 +38,6 @@ def tell_torchrun(reason: str) -> None:
     would do it too early for a defect: the first reason on file is taken for the cause of all."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         details = {"py_callstack": reason, "timestamp": str(int(time.time()))}
-        Path(file).write_text(json.dumps({"message": {"message": reason, "extraInfo": details}}))
+        new = Path(f"{file}.new")  # torchrun itself fails on a file that is half written when this rank is ended
+        new.write_text(json.dumps({"message": {"message": reason, "extraInfo": details}}))
+        new.replace(file)
