@@ -79,11 +79,12 @@ class Watchdog:
         # shows its stack whatever it is stuck in.
         self._stacks = os.memfd_create("stacks")
         faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
-        self._signals, wakeup = os.pipe()
-        os.set_blocking(wakeup, False)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)  # Python's own handler waits for the main thread
+        self._signals, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)  # Python's own handler waits for the main thread
         signal.signal(signal.SIGTERM, lambda *_: None)
-        threading.Thread(target=self._heed_signals, name="signals", daemon=True).start()
+        self._threads = [threading.Thread(target=self._heed_signals, name="signals", daemon=True)]
+        self._threads[0].start()
 
     # -- what the main thread calls ---------------------------------------------------------------------------------
 
@@ -97,7 +98,8 @@ class Watchdog:
         self._store = dist.PrefixStore(f"{prefix}/watchdog", store.clone())  # type: ignore[attr-defined]
         self._answered = time.monotonic()
         self._members = all_gather(self._me)
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._threads.append(threading.Thread(target=self._watch, name="watchdog", daemon=True))
+        self._threads[1].start()
 
     def arm(self, minutes: float) -> None:
         """The run has started: from now on a collective that takes `minutes` hangs, and SIGTERM waits for a step."""
@@ -130,6 +132,10 @@ class Watchdog:
         self._closed.set()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
+        os.write(self._wakeup, b"\0")
+        self._hurry.set()
+        for thread in self._threads:  # the interpreter's end would tear one out of C++, which aborts the process
+            thread.join(PATIENCE)
 
     # -- signals ----------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ def stuck_with_the_interpreter():
     c.pthread_mutex_lock(mutex)
 
 def train(config):
+    import torch.distributed as dist
     from srpo import preflight
     from srpo.comm import all_gather, join
     from srpo.watchdog import Watchdog
@@ -54,6 +55,7 @@ def train(config):
                 break
             time.sleep(float(os.environ.get("PAUSE", "0")))
         watchdog.close()
+        dist.barrier()
 
 def fault(step):
 %s
