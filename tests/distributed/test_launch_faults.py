@@ -56,6 +56,7 @@ def train(config):
             time.sleep(float(os.environ.get("PAUSE", "0")))
         watchdog.close()
         dist.barrier()
+        dist.destroy_process_group()
 
 def fault(step):
 %s
@@ -176,7 +177,7 @@ def test_sigterm_to_one_rank_stops_all_after_the_same_step(start, end, tmp_path)
     wait_for((tmp_path / "step").exists)
     ranks_of(process)[1].send_signal(signal.SIGTERM)
     code, out = end(process)
-    assert code == 0 and errors(out) == []
+    assert code == 0 and errors(out) == [], out
     assert sorted(re.findall(r"rank (\d) stopped", out)) == ["0", "1"]
 
 
@@ -187,7 +188,7 @@ def test_sigterm_while_the_run_starts_ends_it_at_once(start, end, tmp_path):
     for rank in ranks_of(process):
         rank.send_signal(signal.SIGTERM)
     code, out = end(process)
-    assert code == 0 and errors(out) == []
+    assert code == 0 and errors(out) == [], out
 
 
 def test_a_second_sigterm_ends_a_rank_at_once(start, end, tmp_path):
