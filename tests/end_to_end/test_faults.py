@@ -116,6 +116,7 @@ def test_a_full_disk(base: Path, world: World, small_disk: Path) -> None:
     assert f"resuming {run} after step {int(saved.removeprefix('step-'))}\n" in launch.output
 
 
+@pytest.mark.slow  # how slow it seems depends on what else the machine does
 def test_a_slow_rank_is_named(base: Path, world: World) -> None:
     """Rank 1 has the processor for a quarter of the time."""
     run = world.folder / "slow"
