@@ -3,7 +3,7 @@
 # make smollm2 the same with a pretrained model, SmolLM2-135M-Instruct on GSM8K; slower
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-gpu    the tests that need an NVIDIA GPU
-# make test-slow   ten kills of a run, the quickstart on three seeds
+# make test-slow   runs that are killed, hosts that are lost, fuzzing, every pair of layouts, the quickstart on three seeds
 # make check-data DATA=dir   the sandbox, the graders and srpo prepare on GSM8K, MATH, MBPP and HumanEval
 # make bench   the kernels against the device and against other libraries
 # make trl-example the loss inside TRL's GRPOTrainer

@@ -19,6 +19,7 @@ from srpo.batch import Sample
 SMALL = ["batch.prompts=4", "batch.samples=4", "batch.micro_batch=4", "rollout.kv_cache_gib=0.03"]
 
 
+@pytest.mark.slow
 def test_steps_of_two_ranks(tmp_path: Path) -> None:
     out = tmp_path / "new.json"
     launch = Launch("-m", "benchmarks.bench_step", *SMALL, "--steps", "2", "--out", out, ranks=2, folder=tmp_path)

@@ -56,6 +56,7 @@ def lose_a_host_and_go_on(world: World, run: str, hosts: tuple[Host, Host], rank
     return stays.succeed(), back.succeed()
 
 
+@pytest.mark.slow
 def test_a_host_is_killed_and_comes_back(base: Path, world: World, hosts: tuple[Host, Host]) -> None:
     """One rank a host: the base run had both on one."""
     outputs = lose_a_host_and_go_on(world, "host-killed", hosts, ranks=1, cut=False)

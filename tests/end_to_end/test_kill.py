@@ -24,6 +24,7 @@ def being_saved(run: Path) -> bool:
     return any((run / "checkpoints").glob(".step-*"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(base: Path, world: World) -> None:
     run = world.folder / "killed"
 

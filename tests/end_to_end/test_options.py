@@ -35,6 +35,7 @@ def test_two_updates_a_batch_with_a_reference(world: World, base: Path, sections
     assert all(m["policy/kl"] > 0 for m in steps[1:])
 
 
+@pytest.mark.slow
 def test_state_in_host_memory_changes_nothing(world: World, base: Path) -> None:
     run = world.copy("offload", step=4)
     world.train("offload", parallel={"offload": True}).succeed()
