@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from srpo.errors import UserError
+from srpo.files import writing
 from srpo.megatron.layout import Entry, layout
 
 SHARD_BYTES = 5 * 10**9
@@ -112,7 +112,7 @@ class Shards:
                     tensors[entry.name] = full.to("cpu", copy=True)
             if writes:
                 with writing(staging / file):
-                    save_file(tensors, staging / file, metadata={"format": "pt"})
+                    _save(tensors, staging / file)
         if writes:
             with writing(target):
                 if len(files) > 1:
@@ -187,15 +187,11 @@ class _Files:
             raise UserError(f"{path}: cannot be read as safetensors, for {entry.name}: {e}") from None
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A full disk, a missing permission and the like become a UserError that names `path`."""
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
-        yield
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
-    except SafetensorError as e:
-        raise UserError(f"{path}: cannot be written: {e}") from e
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as e:  # what the disk refuses, too
+        raise OSError(str(e)) from e
 
 
 def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from srpo.prepare.store import write_json, write_table
+from srpo.files import write_json, write_table
 
 _TEXT = ("id", "domain", "prompt", "answer", "tests", "solution", "source")
 TRAIN = pa.schema([*((name, pa.string()) for name in _TEXT), ("pass_rate", pa.float64()), ("difficulty", pa.string())])

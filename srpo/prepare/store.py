@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from srpo.errors import UserError
+from srpo.files import write_json, write_table, writing
 
 _TEXT = ("id", "domain", "prompt", "answer", "tests", "solution", "source", "where", "rule", "detail")
 ROWS = pa.schema([*((name, pa.string()) for name in _TEXT), ("exact", pa.binary()), ("signature", pa.binary())])
@@ -56,26 +54,3 @@ class Store:
 
     def put(self, name: str, value: Any) -> None:
         write_json(self._folder / f"{name}.json", value)
-
-
-def write_json(path: Path, value: Any) -> None:
-    part = path.with_suffix(".part")
-    with writing(path):
-        part.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(part, path)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    part = path.with_suffix(".part")
-    with writing(path):
-        pq.write_table(table, part, compression="zstd")
-        os.replace(part, path)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Says where it is that nothing can be written."""
-    try:
-        yield
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from None

@@ -16,8 +16,9 @@ from rich.console import Console
 from srpo import cli
 from srpo.data.schema import read_problems
 from srpo.errors import UserError
+from srpo.files import writing
 from srpo.prepare import pipeline
-from srpo.prepare.store import Store, writing
+from srpo.prepare.store import Store
 from srpo.sandbox import isolation
 
 QUIET = Console(quiet=True)
