@@ -168,7 +168,7 @@ def step(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     number = {f"prompt {n}": n for n in range(PROMPTS)}
     stage = Stage(name="s", domains=["math", "code"], until="epochs", epochs=2)
     curriculum = Curriculum({i: "code" if n % 2 else "math" for i, n in number.items()}, [stage],
-                            Resample(enabled=False), PROMPTS, 1, Ledger(folder / "ledger.sqlite"))
+                            Resample(sampler="plain"), PROMPTS, 1, Ledger(folder / "ledger.sqlite"))
 
     def rows(plan: StepPlan) -> list[RolloutRow]:
         return [RolloutRow(plan.epoch, plan.step, plan.stage, i, k, "math", 1.0, 1.1, lengths[number[i] * SAMPLES + k],

@@ -237,12 +237,12 @@ class Stage(Section):
 
 
 class Resample(Section):
-    """History resampling at every epoch's end."""
+    """Which prompts an epoch has."""
 
-    enabled: bool = True
-    """False: plain epochs (GRPO)."""
+    sampler: Literal["history", "plain"] = "history"
+    """history: prompts that were mastered in an epoch leave after it (SRPO). plain: all of them, every epoch (GRPO)."""
     drop_at: float = Field(1.0, gt=0, le=1)
-    """Prompts with at least this pass rate leave."""
+    """history: prompts with at least this pass rate leave."""
     epochs: int | None = Field(None, ge=1)
     """For how many epochs they stay away; unset: for good."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from srpo.config import Resample, Stage
 from srpo.control.ledger import START, Ledger, RolloutRow
-from srpo.control.resample import HistoryResampling
+from srpo.control.resample import Resampling, sampler
 from srpo.control.stages import ended
 from srpo.errors import UserError
 
@@ -60,7 +60,7 @@ class Curriculum:
         self._begin_per_step = math.ceil(prompts_per_step * oversample)
         self._resample = resample
         self._seed, self._ledger = seed, ledger
-        self._resampling = HistoryResampling(resample, ledger)
+        self._resampling = Resampling(sampler(resample), ledger)
         self._step = self._epoch = self._stage = self._cursor = 0
         self._order: list[str] | None = None
         """Prompts of the open epoch; None between epochs."""
@@ -126,7 +126,7 @@ class Curriculum:
         self._step, self._epoch, self._cursor = state["step"], state["epoch"], state["cursor"]
         self._begun = state.get("begun", [])  # older checkpoints have none
         self._stage = max(len(state["stages"]) - 1, 0)
-        self._resampling.restore(self._epoch - state["open"])
+        self._resampling.restore()
         self._lengths = dict(self._ledger.mean_lengths(range(1, self._epoch - state["open"] + 1)))
         self._order = self._shuffled(self._epoch) if state["open"] else None
         self._begin_stage()
@@ -149,16 +149,13 @@ class Curriculum:
 
     def _close_epoch(self) -> None:
         assert self._order is not None
-        stage, seen = self._stages[self._stage], self._order[:self._cursor]
-        if self._begun:  # a stage that ends drops what it has begun
-            unfinished, self._begun = set(self._begun), []
-            seen = [p for p in seen if p not in unfinished]
-        dropped = self._resampling.close_epoch(self._epoch)
+        stage = self._stages[self._stage]
+        self._begun = []  # a stage that ends drops what it has begun
+        counts = self._resampling.close_epoch(self._epoch, stage.name, self._problems)
         self._lengths.update(self._ledger.mean_lengths(range(self._epoch, self._epoch + 1)))
-        back = self._resampling.returning(self._problems, self._epoch + 1)
-        self._ledger.close_epoch(self._epoch, stage.name, prompts=len(seen), dropped=len(dropped))
-        self._event("resample", f"epoch {self._epoch}: {len(seen)} of {len(self._order)} prompts seen, "
-                                f"{len(dropped)} mastered and dropped, {back} return")
+        seen = counts["kept"] + counts["dropped"]
+        self._event("resample", f"epoch {self._epoch}: {seen} of {len(self._order)} prompts seen, "
+                                f"{counts['dropped']} dropped, {counts['returned']} return")
         self._order = None
         self._epochs_closed += 1
 

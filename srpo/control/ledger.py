@@ -1,4 +1,14 @@
-"""The ledger: one SQLite row a rollout, from which resampling, stages and reports are derived.
+"""The ledger: one SQLite row a rollout and one a prompt and epoch, from which resampling, stages and reports are
+derived.
+
+- rollouts: `RolloutRow`.
+- prompts: a prompt's rollouts of one epoch together. `samples` of them, of which `correct` fully so; `mixed`: their
+  correctness differs; mean `reward`, and `spread`, the largest less the smallest (at 0 none has an advantage); `tokens`
+  of all; how many were `truncated`; `trained`: the step's update used them.
+- epochs: a closed epoch's prompts, how many of them stay and how many leave.
+- decisions: after an epoch, every prompt that it saw or that comes back: `kept`, `dropped` or `returned`, and why. What
+  is dropped takes part again in epoch `until`, or never.
+- events: what the run decided, in words.
 
 A step's rows are committed, and on the disk, before the optimizer sees the step. A checkpoint stores `position()`;
 resuming from it deletes what came later, and since SQLite numbers a new row one above the largest, rows written
@@ -8,29 +18,43 @@ again after a rollback are the same rows.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from srpo.errors import UserError
 
-_SCHEMA = """
+VERSION = 2
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS rollouts (
     epoch INTEGER NOT NULL, step INTEGER NOT NULL, stage TEXT NOT NULL, prompt_id TEXT NOT NULL,
     sample INTEGER NOT NULL, domain TEXT NOT NULL, correct REAL NOT NULL, reward REAL NOT NULL,
     tokens INTEGER NOT NULL, truncated INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS rollouts_epoch ON rollouts (epoch);
+CREATE TABLE IF NOT EXISTS prompts (
+    epoch INTEGER NOT NULL, step INTEGER NOT NULL, stage TEXT NOT NULL, prompt_id TEXT NOT NULL, domain TEXT NOT NULL,
+    samples INTEGER NOT NULL, correct INTEGER NOT NULL, mixed INTEGER NOT NULL, reward REAL NOT NULL,
+    spread REAL NOT NULL, tokens INTEGER NOT NULL, truncated INTEGER NOT NULL, trained INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS prompts_epoch ON prompts (epoch);
 CREATE TABLE IF NOT EXISTS epochs (
     epoch INTEGER NOT NULL, stage TEXT NOT NULL, prompts INTEGER NOT NULL, kept INTEGER NOT NULL,
     dropped INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS decisions (
+    epoch INTEGER NOT NULL, prompt_id TEXT NOT NULL, decision TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER);
 CREATE TABLE IF NOT EXISTS events (step INTEGER NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
+PRAGMA user_version = {VERSION};
 """
-_TABLES = ("rollouts", "epochs", "events")
+_TABLES = ("rollouts", "prompts", "epochs", "decisions", "events")
+_GROUPS = """
+INSERT INTO prompts SELECT epoch, step, stage, prompt_id, domain, COUNT(*), SUM(correct >= 1.0),
+    MIN(correct) < MAX(correct), AVG(reward), MAX(reward) - MIN(reward), SUM(tokens), SUM(truncated), 1
+FROM rollouts WHERE rowid > ? GROUP BY prompt_id ORDER BY MIN(rowid)
+"""
 
 START = dict.fromkeys(_TABLES, 0)
 """Position of an empty ledger."""
@@ -53,7 +77,41 @@ class RolloutRow:
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an epoch showed of a prompt: how many of its rollouts were fully correct, and whether they differed."""
+
+    prompt_id: str
+    samples: int
+    correct: int
+    mixed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What an epoch's end means for a prompt. `until`: the epoch in which a dropped one takes part again, if any."""
+
+    prompt_id: str
+    decision: Literal["kept", "dropped", "returned"]
+    reason: str
+    until: int | None = None
+
+
 _values = attrgetter(*(f.name for f in fields(RolloutRow)))
+
+
+def connect(path: str | Path) -> sqlite3.Connection:
+    """Open a run's ledger for reading, also while the run writes it; `path` is the file or the run's folder.
+
+    Raises UserError when there is none, or it cannot be read.
+    """
+    file = Path(path) / "ledger.sqlite" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UserError(f"{path}: there is no {file}; give a run folder, or its ledger.sqlite")
+    with _errors(file):
+        db = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+        _check_version(db, file)
+    return db
 
 
 class Ledger:
@@ -62,27 +120,43 @@ class Ledger:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        with self._errors():
+        with _errors(self.path):
             # Transactions are explicit; FULL syncs the write-ahead log at every commit, so that a committed step
             # survives a power cut too, and readers never block the run.
             self._db = sqlite3.connect(self.path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            if self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                _check_version(self._db, self.path)
             self._db.executescript(_SCHEMA)
 
-    def append(self, rows: Sequence[RolloutRow]) -> None:
-        """Commit the rows of one step in one durable transaction. Raises ValueError when the step is not a new one."""
+    def append(self, rows: Sequence[RolloutRow], unused: Collection[str] = ()) -> None:
+        """Commit the rows of one step in one durable transaction; its update does without the prompts `unused`. Raises
+        ValueError when the step is not a new one."""
         last = self._query("SELECT step FROM rollouts ORDER BY rowid DESC LIMIT 1").fetchone()
         if rows and last and rows[0].step <= last[0]:
             raise ValueError(f"{self.path}: already holds step {last[0]}, cannot append step {rows[0].step}")
+        before = self.position()
         with self._transaction():
             self._db.executemany("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_values, rows))
+            self._db.execute(_GROUPS, (before["rollouts"],))
+            self._db.executemany("UPDATE prompts SET trained = 0 WHERE rowid > ? AND prompt_id = ?",
+                                 ((before["prompts"], prompt) for prompt in unused))
 
-    def close_epoch(self, epoch: int, stage: str, *, prompts: int, dropped: int) -> None:
-        """Record an epoch's end: prompts rolled out in it, and how many of them leave."""
+    def close_epoch(self, epoch: int, stage: str, decisions: Iterable[Decision]) -> dict[str, int]:
+        """Record an epoch's end; returns how many prompts were kept, dropped and returned."""
+        counts = {"kept": 0, "dropped": 0, "returned": 0}
+
+        def rows() -> Iterator[tuple[int, str, str, str, int | None]]:
+            for d in decisions:
+                counts[d.decision] += 1
+                yield epoch, d.prompt_id, d.decision, d.reason, d.until
+
         with self._transaction():
+            self._db.executemany("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", rows())
             self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, ?)",
-                             (epoch, stage, prompts, prompts - dropped, dropped))
+                             (epoch, stage, counts["kept"] + counts["dropped"], counts["kept"], counts["dropped"]))
+        return counts
 
     def event(self, step: int, kind: str, detail: str) -> None:
         """Record a decision, readably."""
@@ -106,17 +180,20 @@ class Ledger:
 
     # -- queries ----------------------------------------------------------------------------------------------------
 
-    def solved(self, epochs: range, drop_at: float) -> Iterator[tuple[int, str]]:
-        """(epoch, prompt id) wherever at least `drop_at` of a prompt's rollouts in that epoch were fully correct."""
-        return iter(self._query(
-            "SELECT epoch, prompt_id FROM rollouts WHERE epoch BETWEEN ? AND ? GROUP BY epoch, prompt_id "
-            "HAVING AVG(correct >= 1.0) >= ? ORDER BY epoch", (epochs.start, epochs.stop - 1, drop_at)))
+    def outcomes(self, epoch: int) -> Iterator[Outcome]:
+        """The prompts rolled out in an epoch, in their order."""
+        rows = self._query("SELECT prompt_id, samples, correct, mixed FROM prompts WHERE epoch = ? ORDER BY rowid",
+                           (epoch,))
+        return (Outcome(prompt, samples, correct, bool(mixed)) for prompt, samples, correct, mixed in rows)
+
+    def dropped(self) -> Iterator[tuple[str, int | None]]:
+        """(prompt id, epoch in which it takes part again) of every decision to drop one, in their order."""
+        return iter(self._query("SELECT prompt_id, until FROM decisions WHERE decision = 'dropped' ORDER BY rowid"))
 
     def mean_lengths(self, epochs: range) -> Iterator[tuple[str, float]]:
         """(prompt id, mean tokens of its responses) of each epoch and prompt, epochs in order."""
-        return iter(self._query(
-            "SELECT prompt_id, AVG(tokens) FROM rollouts WHERE epoch BETWEEN ? AND ? GROUP BY epoch, prompt_id "
-            "ORDER BY epoch", (epochs.start, epochs.stop - 1)))
+        return iter(self._query("SELECT prompt_id, CAST(tokens AS REAL) / samples FROM prompts "
+                                "WHERE epoch BETWEEN ? AND ? ORDER BY rowid", (epochs.start, epochs.stop - 1)))
 
     def step_rewards(self, stage: str) -> list[float]:
         """Mean reward of each step of a stage, in order; the same floats as `fmean` over a step's rows."""
@@ -135,12 +212,12 @@ class Ledger:
         self._db.close()
 
     def _query(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
-        with self._errors():
+        with _errors(self.path):
             return self._db.execute(sql, parameters)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._errors():
+        with _errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -151,11 +228,18 @@ class Ledger:
                 raise
             self._db.execute("COMMIT")
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.DatabaseError as e:
-            raise UserError(f"{self.path}: cannot read or write the ledger: {e}") from None
+
+def _check_version(db: sqlite3.Connection, file: Path) -> None:
+    if (found := db.execute("PRAGMA user_version").fetchone()[0]) != VERSION:
+        raise UserError(f"{file}: is no ledger of this version of srpo (its user_version is {found}, not {VERSION}); "
+                        "use the version that wrote it, or begin a new run")
+
+
+@contextmanager
+def _errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as e:
+        raise UserError(f"{file}: cannot read or write the ledger: {e}") from None

@@ -1,48 +1,56 @@
-"""History resampling: after every epoch, prompts that the policy has mastered leave the data set.
-
-From the SRPO report: prompts whose rollouts were all correct have no more to teach about being right and are dropped;
-mixed and all-wrong ones stay. `drop_at` below 1 is ScaleRL's rule; a stay-away of some epochs instead of for good is
-ours. "Correct" is a rollout's accuracy, never its reward, which also holds format and length terms: a dropped group's
-advantages need not have been zero.
-"""
+"""Who takes part in an epoch: the sampler's rule is asked about every prompt that the epoch before showed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 from srpo.config import Resample
-from srpo.control.ledger import Ledger
+from srpo.control.history import HistoryResampling
+from srpo.control.ledger import Decision, Ledger
+from srpo.control.sampler import Sampler
 
 
-class HistoryResampling:
-    """Who takes part in an epoch. The settings and the ledger's closed epochs determine all that it keeps."""
+def sampler(config: Resample) -> Sampler:
+    """The one that `resample.sampler` names."""
+    if config.sampler == "plain":
+        return Sampler()
+    return HistoryResampling(config.drop_at, config.epochs)
 
-    def __init__(self, config: Resample, ledger: Ledger):
-        self._config, self._ledger = config, ledger
+
+class Resampling:
+    """What it keeps is in the ledger's decisions, and is rebuilt from them."""
+
+    def __init__(self, sampler: Sampler, ledger: Ledger):
+        self._sampler, self._ledger = sampler, ledger
         self._returns: dict[str, float] = {}
-        """Prompt id -> the first epoch that it takes part in again."""
+        """Dropped prompts -> the first epoch that each takes part in again."""
 
-    def close_epoch(self, epoch: int) -> set[str]:
-        """Drop what was mastered in the epoch that just ended; returns the ids dropped."""
-        return self._drop(range(epoch, epoch + 1))
+    def close_epoch(self, epoch: int, stage: str, prompts: Iterable[str]) -> dict[str, int]:
+        """Decide about the prompts that an epoch showed, and those of `prompts` that come back with the next one; how
+        many were kept, dropped and returned."""
+        return self._ledger.close_epoch(epoch, stage, self._decisions(epoch, prompts))
 
-    def restore(self, epochs_closed: int) -> None:
-        """Rebuild from the ledger's epochs 1 ... epochs_closed."""
-        self._returns.clear()
-        self._drop(range(1, epochs_closed + 1))
+    def restore(self) -> None:
+        self._returns = {prompt: _epoch(until) for prompt, until in self._ledger.dropped()}
 
-    def present(self, prompt_ids: Iterable[str], epoch: int) -> list[str]:
+    def present(self, prompts: Iterable[str], epoch: int) -> list[str]:
         """Those of the prompts that take part in an epoch, order kept."""
-        return [p for p in prompt_ids if self._returns.get(p, 0) <= epoch]
+        return [p for p in prompts if self._returns.get(p, 0) <= epoch]
 
-    def returning(self, prompt_ids: Iterable[str], epoch: int) -> int:
-        """How many of the prompts come back with this epoch."""
-        return sum(self._returns.get(p) == epoch for p in prompt_ids)
+    def _decisions(self, epoch: int, prompts: Iterable[str]) -> Iterator[Decision]:
+        away = self._sampler.away
+        until = None if away is None else epoch + 1 + away
+        for outcome in self._ledger.outcomes(epoch):
+            if reason := self._sampler.drop(outcome):
+                self._returns[outcome.prompt_id] = _epoch(until)
+                yield Decision(outcome.prompt_id, "dropped", reason, until)
+            else:
+                yield Decision(outcome.prompt_id, "kept", f"{outcome.correct} of {outcome.samples} correct")
+        for prompt in prompts:
+            if self._returns.get(prompt) == epoch + 1:
+                yield Decision(prompt, "returned", f"away for {away} epochs")
 
-    def _drop(self, epochs: range) -> set[str]:
-        if not self._config.enabled:
-            return set()
-        away = self._config.epochs if self._config.epochs is not None else float("inf")
-        dropped = {prompt: epoch + 1 + away for epoch, prompt in self._ledger.solved(epochs, self._config.drop_at)}
-        self._returns.update(dropped)
-        return set(dropped)
+
+def _epoch(until: int | None) -> float:
+    return math.inf if until is None else until

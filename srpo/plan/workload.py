@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from srpo.config import Config
+from srpo.control.ledger import connect
 from srpo.errors import UserError
 from srpo.plan.hardware import Assumption
 from srpo.plan.simulate import Group
@@ -113,17 +113,11 @@ def recorded(run: Path, config: Config) -> list[list[Group]]:
 
     Raises UserError when there is no ledger or nothing in it.
     """
-    file = run / "ledger.sqlite" if run.is_dir() else run
-    if not file.is_file():
-        raise UserError(f"--ledger {run}: there is no {file}; give a run folder, or its ledger.sqlite")
-    query = "SELECT step, epoch, prompt_id, tokens, correct FROM rollouts ORDER BY step, rowid"
-    try:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
-            rows = db.execute(query).fetchall()
-    except sqlite3.DatabaseError as e:
-        raise UserError(f"--ledger {file}: cannot be read: {e}") from None
+    query = "SELECT step, epoch, prompt_id, tokens, correct FROM rollouts ORDER BY rowid"
+    with closing(connect(run)) as db:
+        rows = db.execute(query).fetchall()
     if not rows:
-        raise UserError(f"--ledger {file}: holds no rollouts yet")
+        raise UserError(f"--ledger {run}: holds no rollouts yet")
     return list(_steps(rows, _prompt(config)))
 
 

@@ -162,11 +162,11 @@ def test_prompts_return_after_their_epochs_away(make):
     c = make(MATH, [stage(epochs=6)], Resample(epochs=2))
     plans = run(c, MATH, lambda p, e: float(p == "m0"))
     assert [e for e in range(1, 7) if any("m0" in p.prompt_ids for p in plans if p.epoch == e)] == [1, 4]
-    assert "0 mastered and dropped, 1 return" in table(c, "events")[2][2]
+    assert "0 dropped, 1 return" in table(c, "events")[2][2]
 
 
 def test_without_resampling_epochs_are_plain(make):
-    c = make(MATH, [stage()], Resample(enabled=False))
+    c = make(MATH, [stage()], Resample(sampler="plain"))
     assert len(run(c, MATH, lambda p, e: 1.0)) == 6
     assert table(c, "epochs") == [(1, "one", 7, 7, 0), (2, "one", 7, 7, 0)]
 
@@ -333,7 +333,7 @@ def test_other_data_or_seed_are_refused(make):
 
 
 @pytest.mark.parametrize(("stages", "resample", "message"), [
-    (STAGES, Resample(enabled=False), r"resample\.enabled = False: this run began with True; restore it"),
+    (STAGES, Resample(sampler="plain"), r"resample\.sampler = plain: this run began with history; restore it"),
     (STAGES, Resample(drop_at=0.5), r"resample\.drop_at = 0\.5: this run began with 1\.0; restore it"),
     (STAGES, Resample(epochs=2), r"resample\.epochs = 2: this run began with None; restore it"),
     ([stage("first"), *STAGES[1:]], None, r"stages\.0\.name = 'first': this run has begun 'one' there"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo.control.ledger import START, Ledger, RolloutRow
+from srpo.control.ledger import START, Decision, Ledger, Outcome, RolloutRow, connect
 from srpo.errors import UserError
 
 
@@ -34,7 +34,10 @@ def test_tables_have_the_documented_columns(ledger):
     assert columns == {
         "rollouts": ["epoch", "step", "stage", "prompt_id", "sample", "domain", "correct", "reward", "tokens",
                      "truncated"],
+        "prompts": ["epoch", "step", "stage", "prompt_id", "domain", "samples", "correct", "mixed", "reward", "spread",
+                    "tokens", "truncated", "trained"],
         "epochs": ["epoch", "stage", "prompts", "kept", "dropped"],
+        "decisions": ["epoch", "prompt_id", "decision", "reason", "until"],
         "events": ["step", "kind", "detail"],
     }
 
@@ -46,7 +49,7 @@ def test_rollback_then_the_same_rows_give_the_same_ledger(ledger):
 
     def rest():
         ledger.append(step_rows(2))
-        ledger.close_epoch(1, "s", prompts=2, dropped=1)
+        ledger.close_epoch(1, "s", [Decision("a", "dropped", "2 of 2 correct"), Decision("b", "kept", "")])
         ledger.event(2, "note", "two")
 
     rest()
@@ -103,7 +106,7 @@ def test_a_file_that_is_no_ledger(tmp_path):
 def test_a_reader_may_look_while_the_run_writes(ledger):
     reader = Ledger(ledger.path)
     ledger.append(step_rows(1))
-    cursor = reader.solved(range(1, 2), 0.0)
+    cursor = reader.outcomes(1)
     next(cursor)
     ledger.append(step_rows(2))
     assert reader.position() != START
@@ -121,7 +124,7 @@ def test_a_committed_step_survives_kill(tmp_path):
             "os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == -signal.SIGKILL
     ledger = Ledger(path)
-    assert ledger.position() == {"rollouts": 20, "epochs": 0, "events": 0}
+    assert ledger.position() == {**START, "rollouts": 20, "prompts": 10}
     assert ledger.step_rewards("s") == [0.5] * 5
 
 
@@ -136,12 +139,47 @@ def test_mean_lengths_by_epoch_and_prompt(ledger):
     assert list(ledger.mean_lengths(range(1, 1))) == []
 
 
-def test_solved_is_about_correctness_by_epoch_and_prompt(ledger):
+def test_outcomes_are_about_correctness_by_epoch_and_prompt(ledger):
     half = [RolloutRow(1, 1, "s", "half", k, "math", float(k), 5.0, 7, False) for k in range(2)]
     partial = [RolloutRow(1, 1, "s", "partial", k, "code", 0.9, 5.0, 7, False) for k in range(2)]
     ledger.append(half + partial + step_rows(1, prompts=["yes"], correct=1.0, reward=-1.0))
     ledger.append(step_rows(2, epoch=2, prompts=["half"], correct=1.0))
-    assert list(ledger.solved(range(1, 2), 1.0)) == [(1, "yes")]
-    assert sorted(ledger.solved(range(1, 2), 0.5)) == [(1, "half"), (1, "yes")]
-    assert list(ledger.solved(range(1, 3), 1.0)) == [(1, "yes"), (2, "half")]
-    assert list(ledger.solved(range(1, 1), 1.0)) == []
+    assert list(ledger.outcomes(1)) == [
+        Outcome("half", 2, 1, True), Outcome("partial", 2, 0, False), Outcome("yes", 2, 2, False)]
+    assert list(ledger.outcomes(2)) == [Outcome("half", 2, 2, False)]
+    assert list(ledger.outcomes(3)) == []
+
+
+def test_a_row_a_prompt_and_epoch(ledger):
+    def row(prompt, sample, correct, reward, tokens, truncated):
+        return RolloutRow(1, 1, "s", prompt, sample, "math", correct, reward, tokens, truncated)
+
+    ledger.append([row("b", 0, 1.0, 1.5, 10, False), row("b", 1, 0.5, -0.5, 21, True),
+                   row("a", 0, 0.0, 0.25, 4, True), row("a", 1, 0.0, 0.25, 4, True)], unused=["a"])
+    assert connect(ledger.path).execute("SELECT * FROM prompts").fetchall() == [
+        (1, 1, "s", "b", "math", 2, 1, 1, 0.5, 2.0, 31, 1, 1), (1, 1, "s", "a", "math", 2, 0, 0, 0.25, 0.0, 8, 2, 0)]
+
+
+def test_an_epochs_decisions_and_counts_are_one(ledger):
+    decisions = [Decision("a", "dropped", "2 of 2 correct", 4), Decision("b", "kept", "1 of 2 correct"),
+                 Decision("c", "returned", "away for 2 epochs"), Decision("d", "dropped", "2 of 2 correct")]
+    assert ledger.close_epoch(1, "s", iter(decisions)) == {"kept": 1, "dropped": 2, "returned": 1}
+    assert list(ledger.dropped()) == [("a", 4), ("d", None)]
+    assert connect(ledger.path).execute("SELECT prompts, kept, dropped FROM epochs").fetchall() == [(3, 1, 2)]
+
+    def fail():
+        yield decisions[0]
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        ledger.close_epoch(2, "s", fail())
+    assert ledger.position()["decisions"] == 4
+
+
+def test_a_reader_of_a_folder_that_has_no_ledger_or_another_version(tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*ledger\.sqlite; give a run folder"):
+        connect(tmp_path)
+    sqlite3.connect(tmp_path / "ledger.sqlite").execute("CREATE TABLE rollouts (epoch)")
+    for open_it in (connect, Ledger):
+        with pytest.raises(UserError, match="is no ledger of this version of srpo"):
+            open_it(tmp_path / "ledger.sqlite")

@@ -53,7 +53,7 @@ def test_ready_configurations_have_the_recipes_batch(file):
     made = load(file)
     assert (made.batch.prompts, made.batch.samples, made.batch.updates) == (256, 32, 1)
     assert (made.optimizer.lr, made.optimizer.beta1, made.optimizer.beta2) == (1e-6, 0.9, 0.95)
-    assert made.algorithm.kl is None and made.algorithm.truncated == "zero" and made.resample.enabled
+    assert made.algorithm.kl is None and made.algorithm.truncated == "zero" and made.resample.sampler == "history"
     assert [stage.domains for stage in made.stages] == [["math"], ["math", "code"]]
 
 
@@ -92,7 +92,7 @@ def test_a_cache_too_small_for_one_sequence(capsys):
     (["model.path=nowhere"], "model.path = 'nowhere': has no config.json"),
     (["batch.prompt=1"], "batch.prompt: unknown key; did you mean 'prompts'?"),
     (["--gpu", "abacus"], "--gpu abacus: not known; choose from h100, h200"),
-    (["--ledger", "nowhere"], "--ledger nowhere: there is no nowhere"),
+    (["--ledger", "nowhere"], "nowhere: there is no nowhere; give a run folder"),
     (["--gpus", "0"], "--gpus 0: must be positive"),
 ])
 def test_bad_input_is_one_line(capsys, arguments, message):
@@ -165,7 +165,7 @@ def test_a_run_is_replayed(tmp_path, capsys):
 
 def test_an_unreadable_ledger(tmp_path):
     (tmp_path / "ledger.sqlite").write_text("no database, but long enough to be looked at as one " * 20)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read or write the ledger: file is not a database"):
         recorded(tmp_path, config())
 
 

@@ -1,0 +1,30 @@
+"""`srpo export RUN DIR`"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from srpo.commands.log import start_log
+from srpo.commands.parser import Commands
+from srpo.errors import UserError
+
+
+def add(commands: Commands) -> None:
+    export = commands.add_parser(
+        "export", help="write the last checkpoint of a run as a Hugging Face directory",
+        description="Write the last checkpoint of a run as a directory that transformers and vLLM load.")
+    export.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    export.add_argument("directory", metavar="DIR", type=Path, help="where to write; created")
+    export.set_defaults(handler=run)
+
+
+def run(args: Namespace) -> int:
+    if not (args.run / "config.yaml").is_file():
+        raise UserError(f"{args.run}: not a run folder, there is no config.yaml in it")
+
+    start_log()
+    from srpo.train import export
+
+    export(args.run, args.directory)
+    return 0

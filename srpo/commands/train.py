@@ -1,0 +1,32 @@
+"""`srpo train CONFIG [section.key=value ...]`"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+
+from srpo.commands.log import start_log
+from srpo.commands.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    train = commands.add_parser(
+        "train", help="train, or resume the run that is there",
+        description="Train as a YAML file says. Alone it is one rank; for more: torchrun ... -m srpo train CONFIG ...")
+    train.add_argument("config", metavar="CONFIG", help="YAML file; srpo/config.py documents every key")
+    train.add_argument("overrides", metavar="section.key=value", nargs="*", help="settings in place of the file's")
+    train.set_defaults(handler=run)
+
+
+def run(args: Namespace) -> int:
+    from srpo import config
+    from srpo.check import check
+
+    start_log()
+    settings = config.load(args.config, args.overrides)
+    check(settings, int(os.environ.get("WORLD_SIZE", "1")))
+
+    from srpo.train import train
+
+    train(settings)
+    return 0
