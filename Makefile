@@ -7,6 +7,7 @@
 # make check-data DATA=dir   the sandbox, the graders and srpo prepare on GSM8K, MATH, MBPP and HumanEval
 # make bench   the kernels against the device and against other libraries
 # make trl-example the loss inside TRL's GRPOTrainer
+# make experiments samplers and strategies compared on the quickstart's task, three seeds; about an hour
 # make kernel-report   registers, spills and memory accesses of the GPU kernels, compiled for an H100 without one
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ QUICKSTART := data/quickstart
 # Two ranks, on CPU or on two GPUs; one where there is a single GPU.
 RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
-.PHONY: setup train smollm2 test test-slow test-gpu check-data bench trl-example kernel-report lint clean
+.PHONY: setup train smollm2 test test-slow test-gpu check-data bench trl-example experiments kernel-report lint clean
 
 setup: $(VENV)/built
 
@@ -71,6 +72,9 @@ bench: $(VENV)/peers
 
 trl-example: $(VENV)/peers
 	$(BIN)/python -W ignore docs/examples/trl_grpo.py
+
+experiments: $(VENV)/built $(QUICKSTART)/train.jsonl
+	$(BIN)/python -m benchmarks.experiments --runs runs/experiments --out docs/experiments.md --ranks $(RANKS)
 
 kernel-report: $(VENV)/built
 	$(BIN)/python -m benchmarks.static_triton
