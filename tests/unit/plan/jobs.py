@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from srpo.config import Config
@@ -22,3 +23,13 @@ def config(model: str = "Qwen2.5-7B", dtype: str = "bfloat16", **sections: dict[
 def job(gpus: int = 8, model: str = "Qwen2.5-7B", dtype: str = "bfloat16", **sections: dict[str, Any]) -> Job:
     made = config(model, dtype, **sections)
     return Job(made, Shape.of(made), gpus)
+
+
+def tiny(kind: str, tied: bool, kv_heads: int) -> tuple[SimpleNamespace, Shape]:
+    """A small model as transformers describes it, and as the planner does."""
+    hf = SimpleNamespace(
+        hidden_size=32, intermediate_size=48, num_attention_heads=8, num_key_value_heads=kv_heads, head_dim=8,
+        vocab_size=197, num_hidden_layers=4, tie_word_embeddings=tied, model_type=kind)
+    shape = Shape(layers=4, hidden=32, ffn=48, heads=8, kv_heads=kv_heads, head_dim=8, vocab=256, real_vocab=197,
+                  tied=tied, bias=kind == "qwen2", qk_norm=kind == "qwen3")
+    return hf, shape

@@ -2,10 +2,9 @@
 
 import math
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
-from jobs import config, job
+from jobs import config, job, tiny
 
 from srpo.errors import UserError
 from srpo.megatron.layout import layout
@@ -33,11 +32,7 @@ def test_an_unknown_model_names_the_known_ones():
 
 @pytest.mark.parametrize(("kind", "tied"), list(product(("llama", "qwen2", "qwen3"), (False, True))))
 def test_stages_hold_what_the_table_of_tensors_says(kind, tied):
-    hf = SimpleNamespace(
-        hidden_size=32, intermediate_size=48, num_attention_heads=8, num_key_value_heads=4, head_dim=8, vocab_size=197,
-        num_hidden_layers=4, tie_word_embeddings=tied, model_type=kind)
-    shape = Shape(layers=4, hidden=32, ffn=48, heads=8, kv_heads=4, head_dim=8, vocab=256, real_vocab=197, tied=tied,
-                  bias=kind == "qwen2", qk_norm=kind == "qwen3")
+    hf, shape = tiny(kind, tied, kv_heads=4)
     for tensor, pipeline in product((1, 2, 4), (1, 2, 4)):
         held = [0] * pipeline
         for entry in layout(hf, tensor, pipeline):

@@ -4,9 +4,9 @@ from itertools import product
 from types import SimpleNamespace
 
 import pytest
+from jobs import tiny
 
 from srpo.plan.reshard import sync
-from srpo.plan.shape import Shape
 from srpo.rollout.reshard import Layout, plan
 
 LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (2, 4)]
@@ -14,11 +14,7 @@ LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4), (2, 4)]
 
 @pytest.mark.parametrize(("kind", "tied"), list(product(("llama", "qwen2", "qwen3"), (False, True))))
 def test_bytes_are_those_of_the_plan(kind, tied):
-    hf = SimpleNamespace(
-        hidden_size=32, intermediate_size=48, num_attention_heads=8, num_key_value_heads=2, head_dim=8, vocab_size=197,
-        num_hidden_layers=4, tie_word_embeddings=tied, model_type=kind)
-    shape = Shape(layers=4, hidden=32, ffn=48, heads=8, kv_heads=2, head_dim=8, vocab=256, real_vocab=197, tied=tied,
-                  bias=kind == "qwen2", qk_norm=kind == "qwen3")
+    hf, shape = tiny(kind, tied, kv_heads=2)
     moving = 0
     for train, rollout in product([t for t in LAYOUTS if t[0] <= 2], [*LAYOUTS, (8, 1)]):
         job = SimpleNamespace(
