@@ -237,14 +237,24 @@ class Stage(Section):
 
 
 class Resample(Section):
-    """Which prompts an epoch has."""
+    """Which prompts an epoch has, and which groups a step trains on. Each sampler's file in srpo/control names its source
+    and where it departs from it."""
 
-    sampler: Literal["history", "plain"] = "history"
-    """history: prompts that were mastered in an epoch leave after it (SRPO). plain: all of them, every epoch (GRPO)."""
-    drop_at: float = Field(1.0, gt=0, le=1)
-    """history: prompts with at least this pass rate leave."""
+    sampler: Literal["history", "plain", "no_positive", "dynamic", "difficulty"] = "history"
+    """history: prompts that were mastered in an epoch leave after it (SRPO). plain: all of them, every epoch (GRPO).
+    no_positive: prompts that are solved nearly always leave for good (ScaleRL). dynamic: a step goes on sampling until
+    batch.prompts groups have both right and wrong responses (DAPO). difficulty: prompts outside a band of pass rates do
+    not take part, from the first epoch on where the data have a `pass_rate`."""
+    drop_at: float | None = Field(None, gt=0, le=1)
+    """history, no_positive: prompts with at least this pass rate leave; unset: 1.0 and 0.9."""
     epochs: int | None = Field(None, ge=1)
-    """For how many epochs they stay away; unset: for good."""
+    """history, difficulty: for how many epochs they stay away; unset: for good."""
+    low: float = Field(0.1, ge=0, le=1)
+    """difficulty: prompts with a lower pass rate do not take part."""
+    high: float = Field(0.9, ge=0, le=1)
+    """difficulty: prompts with a higher pass rate do not take part."""
+    max_rounds: int = Field(10, ge=1)
+    """dynamic: rounds of generation in a step; after that many it trains on what it has."""
 
 
 class WarmStart(Section):
@@ -281,6 +291,9 @@ class Logging(Section):
     """Write TensorBoard events to RUN/tb."""
     wandb: str | None = None
     """Project name; needs `pip install wandb`."""
+    responses: int = Field(256, ge=0)
+    """How many of a step's responses, drawn at random, are stored in RUN/samples for `srpo analyze` and `srpo report`;
+    0: none."""
 
 
 class Config(Section):

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from srpo import config as configuration
 from srpo import folder, preflight
+from srpo import samples as stored
 from srpo.balance import assign, expected_lengths
 from srpo.batch import MicroBatch, Sample, attention_cost, normalizer, pack, split
 from srpo.comm import all_gather, broadcast, join
@@ -146,7 +147,9 @@ class Run:
             problems, samples, graded = self.grades(plan.prompt_ids, groups)
             self.begun = merge(all_gather(left))
         if self.rank == 0:
-            self.curriculum.record(plan, _rows(plan, problems, samples, graded))
+            rows = _rows(plan, problems, samples, graded)
+            self.curriculum.record(plan, rows)
+            self.store(rows, samples, graded)
 
         advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], self.config.batch.samples,
                                self.config.algorithm)
@@ -263,6 +266,20 @@ class Run:
             problems, _, graded = self.grades(ids, groups)
         return average_at_k(problems, graded)
 
+    def store(self, rows: list[RolloutRow], samples: list[Sample], graded: list[Graded]) -> None:
+        """Write logging.responses of the step's responses to RUN/samples."""
+        count, step = self.config.logging.responses, rows[0].step
+        if not count:
+            return
+        drawn = []
+        for i in stored.draw(len(rows), count, self.config.seed, step):
+            row, sample, grade = rows[i], samples[i], graded[i]
+            drawn.append(stored.StoredResponse(
+                step, row.epoch, row.stage, row.prompt_id, row.sample, row.domain,
+                self.tokenizer.decode(sample.prompt_tokens.tolist()), self.tokenizer.text(sample.tokens.tolist()),
+                grade.correct, grade.reward, grade.parts, grade.reason, row.tokens, row.truncated, grade.failed))
+        stored.write(self.folder, step, drawn)
+
     # -- state ------------------------------------------------------------------------------------------------------
 
     def _policy(self) -> Trainer:
@@ -293,6 +310,7 @@ class Run:
                       for i, group in responses.items()}
         if self.rank == 0:
             self.curriculum.load_state_dict(state)
+            stored.forget(self.folder, step)
             for damage in self.checkpoints.damaged:
                 self.ledger.event(step, "damaged", damage)
             if saved:

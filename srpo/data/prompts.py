@@ -71,6 +71,10 @@ class Tokenizer:
         """A response's text, the closing stop token left out."""
         if tokens and tokens[-1] in self.stop_ids:
             tokens = tokens[:-1]
+        return self.decode(tokens)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of all the tokens, special ones included."""
         return self._hf.decode(tokens)
 
 

@@ -158,13 +158,15 @@ def query(run: Path, sql: str) -> list[tuple]:
 
 
 def trace(run: Path) -> dict[str, Any]:
-    """All that a run decided and computed, bit for bit: metrics without times, the ledger, the exported weights."""
+    """All that a run decided and computed, bit for bit: metrics without times, the ledger, the exported weights, the
+    stored responses."""
     lines = [{k: v for k, v in m.items() if not k.startswith("time/") and not k.endswith("tokens_per_s")}
              for m in metrics(run)]
     ledger = Ledger(run / "ledger.sqlite")
     dump = list(ledger.dump())
     ledger.close()
-    return {"metrics": lines, "ledger": dump, "weights": weights(run / "hf")}
+    responses = {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
+    return {"metrics": lines, "ledger": dump, "weights": weights(run / "hf"), "responses": responses}
 
 
 def weights(directory: Path) -> dict[str, bytes]:
