@@ -237,8 +237,8 @@ class Stage(Section):
 
 
 class Resample(Section):
-    """Which prompts an epoch has, and which groups a step trains on. Each sampler's file in srpo/control names its source
-    and where it departs from it."""
+    """Which prompts an epoch has, and which groups a step trains on. A sampler's file in srpo/control says where it is
+    from, and where it departs from that."""
 
     sampler: Literal["history", "plain", "no_positive", "dynamic", "difficulty"] = "history"
     """history: prompts that were mastered in an epoch leave after it (SRPO). plain: all of them, every epoch (GRPO).

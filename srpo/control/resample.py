@@ -6,16 +6,27 @@ import math
 from collections.abc import Iterable, Iterator
 
 from srpo.config import Resample
+from srpo.control.difficulty import DifficultyFilter
+from srpo.control.dynamic import DynamicSampling
 from srpo.control.history import HistoryResampling
 from srpo.control.ledger import Decision, Ledger
+from srpo.control.no_positive import NoPositiveResampling
 from srpo.control.sampler import Sampler
 
 
 def sampler(config: Resample) -> Sampler:
     """The one that `resample.sampler` names."""
-    if config.sampler == "plain":
-        return Sampler()
-    return HistoryResampling(config.drop_at, config.epochs)
+    match config.sampler:
+        case "plain":
+            return Sampler()
+        case "history":
+            return HistoryResampling(config.drop_at or 1.0, config.epochs)
+        case "no_positive":
+            return NoPositiveResampling(config.drop_at or 0.9)
+        case "dynamic":
+            return DynamicSampling(config.max_rounds)
+        case "difficulty":
+            return DifficultyFilter(config.low, config.high, config.epochs)
 
 
 class Resampling:

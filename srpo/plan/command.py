@@ -82,7 +82,7 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
     comparison = None
     if shown:
         comparison = compare(decoder(shown.job, device), work.steps, shown.job.replicas, oversample,
-                             config.resample.drop_at)
+                             config.resample.drop_at or 1.0)
     assumptions = [*workload.assumptions(config, ledger, work), *device.assumptions]
     return Plan(title, verdict, own, layouts, comparison, oversample, assumptions)
 

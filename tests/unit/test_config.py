@@ -55,7 +55,7 @@ def test_smallest_configuration_loads_with_the_paper_defaults(tree, write):
     c = config.load(write(tree))
     check(c, 1)
     assert (c.optimizer.lr, c.optimizer.beta1, c.optimizer.beta2) == (1e-6, 0.9, 0.95)
-    assert c.algorithm.kl is None and c.algorithm.truncated == "zero" and c.resample.drop_at == 1.0
+    assert c.algorithm.kl is None and c.algorithm.truncated == "zero" and c.resample.sampler == "history"
 
 
 def test_dump_is_read_back_equal(tree, write):

@@ -334,7 +334,7 @@ def test_other_data_or_seed_are_refused(make):
 
 @pytest.mark.parametrize(("stages", "resample", "message"), [
     (STAGES, Resample(sampler="plain"), r"resample\.sampler = plain: this run began with history; restore it"),
-    (STAGES, Resample(drop_at=0.5), r"resample\.drop_at = 0\.5: this run began with 1\.0; restore it"),
+    (STAGES, Resample(drop_at=0.5), r"resample\.drop_at = 0\.5: this run began with None; restore it"),
     (STAGES, Resample(epochs=2), r"resample\.epochs = 2: this run began with None; restore it"),
     ([stage("first"), *STAGES[1:]], None, r"stages\.0\.name = 'first': this run has begun 'one' there"),
     ([STAGES[0], stage("between"), *STAGES[1:]], None, r"stages\.1\.name = 'between': this run has begun 'two' there"),
