@@ -14,7 +14,6 @@ from srpo import samples
 from srpo.errors import UserError
 from srpo.samples import StoredResponse
 
-
 TEXT = "Wait, 2 + 2 = 4.</think> <answer>4</answer>"
 
 
