@@ -71,7 +71,7 @@ class Run:
             self.lock = folder.claim(self.folder)
         dist.barrier()
         self.monitor = Monitor(self.folder, config, self.rank)
-        self.tokenizer = Tokenizer(config)
+        self.tokenizer = Tokenizer(config.model.path, config.data.template, config.data.max_prompt_tokens)
         problems = read_problems(config.data.train)
         self.held_out = read_problems(config.data.eval)
         check_disjoint(problems, self.held_out)

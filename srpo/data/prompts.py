@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from srpo.config import Config
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 
@@ -20,25 +19,24 @@ SRPO_TEMPLATE = (
 
 
 class Tokenizer:
-    """The model's tokenizer with the run's prompt template."""
+    """The tokenizer of a Hugging Face directory with a prompt template, as data.template; `limit` is as
+    data.max_prompt_tokens, None for none."""
 
-    def __init__(self, config: Config):
+    def __init__(self, model: str | Path, template: str, limit: int | None = None):
         from transformers import AutoTokenizer
 
-        self.template = config.data.template
-        self.limit = config.data.max_prompt_tokens
-        folder = Path(config.model.path)
+        self.template, self.limit = template, limit
+        folder = Path(model)
         # Without these, transformers builds a tokenizer of one token rather than complain.
         if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-            raise UserError(f"model.path = {config.model.path!r}: there is no tokenizer.json or tokenizer.model in it; "
+            raise UserError(f"model {str(model)!r}: there is no tokenizer.json or tokenizer.model in it; "
                             "copy the model's tokenizer files there")
-        self._hf = AutoTokenizer.from_pretrained(config.model.path)
+        self._hf = AutoTokenizer.from_pretrained(model)
         eos = self._hf.eos_token_id
         self.stop_ids = _stop_ids(folder, eos)
         self._end = self.stop_ids[0] if eos is None else eos
         if self.template == "chat" and not self._hf.chat_template:
-            raise UserError(f"data.template = 'chat': the tokenizer in {config.model.path} has no chat template; "
-                            "use 'srpo'")
+            raise UserError(f"template = 'chat': the tokenizer in {model} has no chat template; use 'srpo'")
 
     def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
         """Token ids of each problem's prompt, by id. Raises UserError when one is empty or exceeds
@@ -56,7 +54,7 @@ class Tokenizer:
             if not tokens:
                 raise UserError(f"problem {problem.id!r}: the tokenizer makes no token of its prompt "
                                 f"{problem.prompt[:40]!r}; drop the problem, or check the model's tokenizer files")
-            if len(tokens) > self.limit:
+            if self.limit is not None and len(tokens) > self.limit:
                 raise UserError(f"problem {problem.id!r}: prompt has {len(tokens)} tokens, data.max_prompt_tokens is "
                                 f"{self.limit}; raise it or drop the problem")
         return {p.id: tokens for p, tokens in zip(problems, ids, strict=True)}

@@ -98,7 +98,7 @@ def _warm(_process: int) -> tuple[ThreadPoolExecutor, Future[Pool]]:
 
 def judge(response: str, answer: str) -> Grade:
     """Judge a response against the reference answer, here. Raises UserError when the reference cannot be understood."""
-    given = _final_answer(conclusion(response)[-20_000:])
+    given = extract(response)
     if given is None:
         return Grade(0.0, None, "no single final answer")
     try:
@@ -145,7 +145,9 @@ class _NoAlgebra(Exception):
     """The reference, or a part of it, cannot be parsed."""
 
 
-def _final_answer(text: str) -> str | None:
+def extract(response: str) -> str | None:
+    """The final answer after the thinking; None where there is none, or several."""
+    text = conclusion(response)[-20_000:]
     block = answer_block(text)
     text = text if block is None else block
     found = boxes(text)

@@ -7,7 +7,6 @@ request, which is slow; there torch is seeded once before a batch, and the sched
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from vllm.v1.engine import FinishReason
 from srpo.batch import Sample
 from srpo.config import Config
 from srpo.megatron.step import Trainer
+from srpo.rollout.seeds import stream
 from srpo.rollout.weights import SharedWeights
 
 
@@ -74,10 +74,10 @@ class RolloutEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache is in use while nothing is generated")
         if not self.on_cuda:
-            torch.manual_seed(_seed(self.seed, step, f"replica {self.replica} of {self.replicas}"))
+            torch.manual_seed(stream(self.seed, step, f"replica {self.replica} of {self.replicas}"))
         engine = self.llm.llm_engine
         for i, prompt in prompts.items():
-            seed = _seed(self.seed, step, i)
+            seed = stream(self.seed, step, i)
             for j in range(samples):  # requests of their own: vLLM's `n` keeps the first until the last is finished
                 before = begun.get((i, j)) or Sample(np.asarray(prompt, np.int32), np.empty(0, np.int32),
                                                      np.empty(0, np.float32), finished=False)
@@ -123,8 +123,3 @@ class RolloutEngine:
     def wake(self) -> None:
         if self.on_cuda:
             self.llm.wake_up()
-
-
-def _seed(seed: int, step: int, key: str) -> int:
-    """62 bits, well mixed: the sample's index is added to it, and streams must not overlap."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{key}".encode(), digest_size=8).digest()) >> 2

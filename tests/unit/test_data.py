@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from srpo import config
 from srpo.data import toy
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, read_problems
@@ -21,13 +20,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     toy.write(folder, seed=3)
     return folder
-
-
-def settings(world: Path, **data: object) -> config.Config:
-    return config.Config.model_validate({
-        "run": "unused", "model": {"path": str(world / "model")},
-        "data": {"train": [str(world / "train.jsonl")], **data},
-        "stages": [{"name": "a", "domains": ["math"], "until": "steps", "steps": 1}]})
 
 
 def test_files_are_valid_disjoint_and_reproducible(world: Path, tmp_path: Path):
@@ -56,7 +48,7 @@ def test_careful_solutions_are_right_and_hasty_ones_are_not_always():
 
 
 def test_text_survives_the_tokenizer(world: Path):
-    tokenizer = Tokenizer(settings(world, template="plain"))
+    tokenizer = Tokenizer(world / "model", "plain")
     worked = read_problems([world / "worked.jsonl"], need_response=True)[::397]
     for problem, tokens in zip(worked, tokenizer.responses(worked), strict=True):
         assert tokenizer.text(tokens) == problem.response and tokens[-1] in tokenizer.stop_ids
@@ -64,24 +56,24 @@ def test_text_survives_the_tokenizer(world: Path):
 
 def test_templates(world: Path):
     problem = Problem("p", "math", "1+1", answer="2")
-    plain = Tokenizer(settings(world, template="plain"))
+    plain = Tokenizer(world / "model", "plain")
     assert plain.text(plain.prompts([problem])["p"]) == "1+1"
-    recipe = Tokenizer(settings(world, template="srpo"))
+    recipe = Tokenizer(world / "model", "srpo")
     text = recipe.text(recipe.prompts([problem])["p"])
     assert text.endswith("\nUser: 1+1\nAssistant: <think>")
-    with pytest.raises(UserError, match=r"data.template = 'chat': the tokenizer in .* has no chat template"):
-        Tokenizer(settings(world, template="chat"))
+    with pytest.raises(UserError, match=r"template = 'chat': the tokenizer in .* has no chat template"):
+        Tokenizer(world / "model", "chat")
 
 
 def test_a_long_prompt_is_named(world: Path):
-    tokenizer = Tokenizer(settings(world, template="plain", max_prompt_tokens=3))
+    tokenizer = Tokenizer(world / "model", "plain", 3)
     with pytest.raises(UserError, match="problem 'p': prompt has 4 tokens, data.max_prompt_tokens is 3"):
         tokenizer.prompts([Problem("p", "math", "1234", answer="1")])
 
 
 def test_an_empty_prompt_is_named(world: Path):
     with pytest.raises(UserError, match="problem 'p': the tokenizer makes no token of its prompt ''"):
-        Tokenizer(settings(world, template="plain")).prompts([Problem("p", "math", "", answer="1")])
+        Tokenizer(world / "model", "plain").prompts([Problem("p", "math", "", answer="1")])
 
 
 @pytest.fixture
@@ -98,12 +90,12 @@ def model(world: Path, tmp_path: Path) -> Path:
 
 def test_no_end_of_sequence(model: Path):
     with pytest.raises(UserError, match="names an end-of-sequence token"):
-        Tokenizer(settings(model.parent))
+        Tokenizer(model, "srpo")
 
 
 def test_worked_solutions_end_with_a_stop_token_where_the_tokenizer_has_no_end(model: Path):
     (model / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    tokenizer = Tokenizer(settings(model.parent))
+    tokenizer = Tokenizer(model, "srpo")
     ids, = tokenizer.responses([Problem("p", "math", "1+1", response="2")])
     assert tokenizer.stop_ids == [7, 9] and ids[-1] == 7 and tokenizer.text(ids) == "2"
 
@@ -117,10 +109,10 @@ def test_worked_solutions_end_with_a_stop_token_where_the_tokenizer_has_no_end(m
 def test_bad_generation_config(model: Path, text: bytes, expected: str):
     (model / "generation_config.json").write_bytes(text)
     with pytest.raises(UserError, match=expected):
-        Tokenizer(settings(model.parent))
+        Tokenizer(model, "srpo")
 
 
 def test_a_model_without_tokenizer_files(model: Path):
     (model / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"model\.path = '.*model': there is no tokenizer\.json or tokenizer"):
-        Tokenizer(settings(model.parent))
+    with pytest.raises(UserError, match=r"model '.*model': there is no tokenizer\.json or tokenizer"):
+        Tokenizer(model, "srpo")
