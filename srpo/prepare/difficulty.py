@@ -51,11 +51,12 @@ class Meter:
         self._graders = Graders(reward, settings.max_tokens, workers)
 
     def pass_rates(self, problems: Sequence[Problem]) -> list[float]:
-        k = self._settings.samples
-        texts = self._sampler.sample([p.prompt for p in problems], k, self._settings.temperature)
-        responses = [Response(p, t, 0, False) for p, group in zip(problems, texts, strict=True) for t in group]
-        correct = [g.correct == 1 for g in self._graders.grade(responses)]
-        return [sum(correct[i * k:(i + 1) * k]) / k for i in range(len(problems))]
+        k, by_id = self._settings.samples, {p.id: p for p in problems}
+        for finished in self._sampler.generate(problems, k, self._settings.temperature):
+            self._graders.submit({key: Response(by_id[key[0]], c.text, c.tokens, c.truncated)
+                                  for key, c in finished.items()})
+        graded = self._graders.collect()
+        return [sum(graded[p.id, j].correct == 1 for j in range(k)) / k for p in problems]
 
     def close(self) -> None:
         self._graders.close()

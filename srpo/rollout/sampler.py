@@ -1,10 +1,16 @@
-"""Sampling from a model as it is on disk: how `srpo prepare` measures difficulty. No trainer, no shared weights."""
+"""Sampling from a model as it is on disk: how `srpo prepare` measures difficulty and `srpo eval` evaluates. No trainer,
+no shared weights.
+
+What a prompt's samples are depends on the arguments of one call alone, not on earlier calls. Seeds are as in engine.py:
+on CUDA each request has its own, from (seed, problem, sample); on CPU torch is seeded once a call.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -13,9 +19,14 @@ logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
 
 import torch
 import torch._dynamo
+import torch.distributed as dist
 from vllm import LLM, SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind
 
-from srpo.data.prompts import SRPO_TEMPLATE
+from srpo.data.prompts import Tokenizer
+from srpo.data.schema import Problem
+from srpo.rollout.seeds import stream
 
 MAX_PROMPT = 2048
 """Tokens of a prompt."""
@@ -23,24 +34,54 @@ CPU_CACHE = 2 << 30
 """Bytes of KV cache on CPU, where vLLM would take most of the machine's memory; on CUDA it takes what is free."""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """`tokens` counts the closing stop token, which is not in the text; `truncated`: the limit came first."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
 class Sampler:
-    """A vLLM engine of its own. `template` is as data.template: srpo, chat or plain."""
+    """A vLLM engine of its own; in a launch of several ranks, one over each `tensor` adjacent ones. `template` is as
+    data.template."""
 
-    def __init__(self, model: str, template: str, max_tokens: int):
-        on_cuda = torch.cuda.is_available()
-        if not on_cuda:  # as srpo/rollout/engine.py: compiling takes longer than it saves
+    def __init__(self, model: str, template: str, max_tokens: int, *, max_prompt: int = MAX_PROMPT, tensor: int = 1):
+        self._tokenizer = Tokenizer(model, template, max_prompt)
+        self._max_tokens = max_tokens
+        self._on_cuda = torch.cuda.is_available()
+        if not self._on_cuda:  # as srpo/rollout/engine.py: compiling takes longer than it saves
             torch._dynamo.config.disable = True
-        self._llm = LLM(model, seed=0, generation_config="vllm", max_model_len=MAX_PROMPT + max_tokens,
-                        distributed_executor_backend="uni", enforce_eager=not on_cuda,
-                        kv_cache_memory_bytes=None if on_cuda else CPU_CACHE)
-        self._template, self._max_tokens = template, max_tokens
+        self._llm = LLM(model, seed=0, skip_tokenizer_init=True, generation_config="vllm",
+                        max_model_len=max_prompt + max_tokens, tensor_parallel_size=tensor,
+                        distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
+                        enforce_eager=not self._on_cuda, kv_cache_memory_bytes=None if self._on_cuda else CPU_CACHE)
 
-    def sample(self, prompts: Sequence[str], samples: int, temperature: float) -> list[list[str]]:
-        """`samples` responses to each prompt. What they are depends on the prompts' order and number too."""
-        params = SamplingParams(n=samples, temperature=temperature, max_tokens=self._max_tokens)
-        if self._template == "chat":
-            outputs = self._llm.chat([[{"role": "user", "content": p}] for p in prompts], params, use_tqdm=False)
-        else:
-            texts = [SRPO_TEMPLATE.format(prompt=p) if self._template == "srpo" else p for p in prompts]
-            outputs = self._llm.generate(texts, params, use_tqdm=False)
-        return [[c.text for c in output.outputs] for output in outputs]
+    def generate(self, problems: Sequence[Problem], samples: int, temperature: float, *, top_p: float = 1.0,
+                 seed: int = 0) -> Iterator[dict[tuple[str, int], Completion]]:
+        """`samples` responses to each problem, handed over as they finish: after each pass of vLLM those, often none,
+        that it finished, by the problem's id and the sample. Every rank of an engine calls it with the same arguments.
+
+        Raises UserError for a prompt that is empty or exceeds `max_prompt`.
+        """
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM's prefix cache is in use while nothing is generated")
+        prompts = self._tokenizer.prompts(problems)
+        if not self._on_cuda:
+            torch.manual_seed(stream(seed, *prompts))
+        engine = self._llm.llm_engine
+        for i, tokens in prompts.items():
+            for j in range(samples):
+                engine.add_request(f"{j} {i}", tokens_input(tokens), SamplingParams(
+                    temperature=temperature, top_p=top_p, max_tokens=self._max_tokens,
+                    stop_token_ids=self._tokenizer.stop_ids, seed=stream(seed, i) + j if self._on_cuda else None,
+                    detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY))
+        while engine.has_unfinished_requests():
+            finished = {}
+            for output in engine.step():
+                j, i = output.request_id.split(" ", 1)
+                tokens = list(output.outputs[0].token_ids)
+                finished[i, int(j)] = Completion(self._tokenizer.text(tokens), len(tokens),
+                                                 output.outputs[0].finish_reason == "length")
+            yield finished

@@ -27,11 +27,13 @@ def model(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
 
     def says(**answers: list[str]) -> list[str]:
-        def sample(prompts, samples, temperature):
-            asked.extend(prompts)
-            return [next(a for key, a in answers.items() if key in p)[:samples] for p in prompts]
+        def generate(problems, samples, temperature):
+            asked.extend(p.prompt for p in problems)
+            for problem in reversed(problems):  # they finish in any order
+                texts = next(a for key, a in answers.items() if key in problem.prompt)[:samples]
+                yield {(problem.id, j): SimpleNamespace(text=t, tokens=1, truncated=False) for j, t in enumerate(texts)}
 
-        sampler = SimpleNamespace(Sampler=lambda *settings: SimpleNamespace(sample=sample))
+        sampler = SimpleNamespace(Sampler=lambda *settings: SimpleNamespace(generate=generate))
         monkeypatch.setitem(sys.modules, "srpo.rollout.sampler", sampler)
         return asked
 
