@@ -1,0 +1,97 @@
+"""Stages ended by hand: `srpo stage RUN next` leaves a request in the run folder, the run takes it up between two steps.
+
+What was asked, and the step after which it took effect, stays in RUN/stages.jsonl, which no resume rolls back: a run
+that was killed and goes back to an earlier checkpoint ends the stage after the very same step again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from srpo.errors import UserError
+from srpo.files import write_json, writing
+from srpo.folder import sync
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """To end a stage; `asked`, the time, tells requests apart."""
+
+    stage: str
+    asked: str
+
+
+class ByHand:
+    """What a run was asked, for the run itself. Raises UserError when a file cannot be read or written."""
+
+    def __init__(self, run: Path):
+        self._run = run
+        self._taken_up: list[dict[str, Any]] = []
+        if (file := _taken_up(run)).exists():
+            self._taken_up = [_parse(line, f"{file}:{i}", {"stage": str, "step": int, "asked": str})
+                              for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)]
+
+    def ends(self, stage: str, step: int) -> bool:
+        """Whether the current stage ends after this step: someone asks now, or asked when the run was here before."""
+        request = pending(self._run)
+        if request and request.asked not in {t["asked"] for t in self._taken_up}:
+            if request.stage == stage:
+                self._keep({"stage": stage, "step": step, "asked": request.asked})
+            else:
+                log.warning("asked to end stage %s, but the run is in stage %s: nothing is done", request.stage, stage)
+        if request:
+            with writing(file := _pending(self._run)):
+                file.unlink()
+        return any(t["stage"] == stage and t["step"] == step for t in self._taken_up)
+
+    def _keep(self, taken: dict[str, Any]) -> None:
+        """On the disk before anything follows from it."""
+        self._taken_up.append(taken)
+        file = _taken_up(self._run)
+        part = file.with_suffix(".part")
+        with writing(file):
+            part.write_text("".join(json.dumps(t) + "\n" for t in self._taken_up), encoding="utf-8")
+            sync(part)
+            os.replace(part, file)
+            sync(self._run)
+
+
+def ask(run: Path, stage: str) -> None:
+    """Leave a request to end a stage."""
+    write_json(_pending(run), asdict(Request(stage, datetime.now(UTC).isoformat())))
+
+
+def pending(run: Path) -> Request | None:
+    """A request that the run has not taken up yet."""
+    try:
+        text = _pending(run).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    return Request(**_parse(text, str(_pending(run)), {"stage": str, "asked": str}))
+
+
+def _pending(run: Path) -> Path:
+    return run / "stage.request"
+
+
+def _taken_up(run: Path) -> Path:
+    return run / "stages.jsonl"
+
+
+def _parse(text: str, where: str, fields: dict[str, type]) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise UserError(f"{where}: not valid JSON: {e}; `srpo stage` writes it, remove what was changed") from None
+    if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != fields:
+        raise UserError(f"{where}: expected {', '.join(fields)}, found {text.strip()!r}; `srpo stage` writes it, "
+                        "remove what was changed")
+    return value
