@@ -33,7 +33,8 @@ from srpo.rollout.weights import SharedWeights
 
 
 class RolloutEngine:
-    """A vLLM engine on the trainer's weights. `replica` of `replicas` says which prompts are this rank's."""
+    """A vLLM engine on the trainer's weights, asleep but between `wake` and `sleep`. `replica` of `replicas` says which
+    prompts are this rank's; `current`, whether vLLM's weights are the trainer's."""
 
     def __init__(self, config: Config, trainer: Trainer, stop_ids: list[int]):
         self.replica = dist.get_rank() // config.rollout_ranks
@@ -47,6 +48,7 @@ class RolloutEngine:
         if not self.on_cuda:  # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here
             torch._dynamo.config.disable = True
         self.weights = SharedWeights(trainer)
+        self.current = True
         self.llm = LLM(
             config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype,
             skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs", seed=config.seed,
@@ -56,6 +58,7 @@ class RolloutEngine:
             kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enable_sleep_mode=self.on_cuda,
             # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.
             gpu_memory_utilization=0.05, enforce_eager=config.rollout.eager or not self.on_cuda)
+        self.sleep()
 
     def generate(self, prompts: Mapping[str, list[int]], *, step: int, samples: int, temperature: float,
                  begun: Mapping[tuple[str, int], Sample] | None = None) -> Iterator[dict[tuple[str, int], Sample]]:
@@ -110,16 +113,21 @@ class RolloutEngine:
                                    stale=len(before.tokens), finished=why != "abort")
 
     def sync(self) -> None:
-        """After an update: bring the weights up to date. Nothing moves where they are shared."""
+        """After an update: bring the weights up to date. Nothing moves where they are shared. Collective."""
         if self.on_cuda and not self.weights.aliased:
-            self.llm.wake_up(tags=["weights"])  # vLLM's own copies were unmapped with the KV cache
+            self.llm.wake_up(tags=["weights"])
         self.weights.sync()
+        self.current = True
 
     def sleep(self) -> None:
-        """Free the KV cache for the update (CUDA only; the weights are the trainer's and stay)."""
+        """Free the KV cache (CUDA only), and vLLM's own weights where it has any: the next `sync` fills them anew."""
         if self.on_cuda:
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=1 if self.weights.aliased else 2)  # level 1 would keep a copy of them in host memory
+            self.current = self.weights.aliased
 
     def wake(self) -> None:
+        """Make ready to generate. Collective."""
         if self.on_cuda:
+            if not self.current:
+                self.sync()
             self.llm.wake_up()
