@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 BEAT = 2.0
 """Seconds between two looks at the store."""
 SILENCE = 60.0
-"""Seconds without a sign from a host, or from the store, after which it is gone; less with a shorter timeout."""
+"""Seconds without a sign from a host, or from the store, after which it is gone; less with a shorter timeout, before
+which a lost host is to be named, rather than the collective that waits for it."""
 PATIENCE = 3.0
 """Seconds for ranks to find out that they waited for the same one, and for a rank to write its stacks."""
 SAME = 3.0
@@ -104,7 +105,7 @@ class Watchdog:
     def arm(self, minutes: float) -> None:
         """The run has started: from now on a collective that takes `minutes` hangs, and SIGTERM waits for a step."""
         set_timeout(timedelta(minutes=minutes))
-        self._minutes, self._limit, self._armed = minutes, max(5 * BEAT, min(SILENCE, 60 * minutes)), True
+        self._minutes, self._limit, self._armed = minutes, max(5 * BEAT, min(SILENCE, 30 * minutes)), True
 
     def stop_requested(self) -> bool:
         """Whether a rank was asked to stop: the same answer on all of them. Collective."""
