@@ -100,6 +100,7 @@ def rollout(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     prompts = [[rng.randrange(trainer.hf.vocab_size) for _ in range(options.prompt_tokens)]
                for _ in range(options.prompts)]
     ours = RolloutEngine(config, trainer, stop_ids)
+    ours.wake()
     settings = dict(
         dtype=options.dtype, skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs",
         distributed_executor_backend="uni", max_model_len=options.prompt_tokens + options.max_tokens,
