@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from srpo.config import Config, Parallel, Stage, hf_config
+from srpo.config import Config, Parallel, Resample, Stage, hf_config
 from srpo.errors import UserError
 
 
@@ -46,6 +46,10 @@ def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
     if r.oversample > 1 and a.tis_cap is None:
         raise UserError(f"algorithm.tis_cap: required with rollout.oversample = {r.oversample:g}, which trains on "
                         "tokens of earlier policies; 2.0 is usual")
+    if r.oversample > 1 and config.resample.sampler == "dynamic":
+        raise UserError(f"rollout.oversample = {r.oversample:g}: does not go with resample.sampler = 'dynamic', which "
+                        "rolls out further prompts until a step is full; set it to 1")
+    _check_resample(config.resample)
     if a.kl is None and a.kl_coef:
         raise UserError(f"algorithm.kl_coef = {a.kl_coef}: has no effect without algorithm.kl; set kl to k1, k2 or k3")
     if a.truncated == "shape" and config.reward.overlong is None:
@@ -110,6 +114,14 @@ def _kv_heads(hf: dict[str, Any]) -> int:
 def _gpu() -> bool:
     """Without torch, which takes seconds to ask: an NVIDIA driver has made its device files, and none is hidden."""
     return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def _check_resample(resample: Resample) -> None:
+    if resample.low > resample.high:
+        raise UserError(f"resample.low = {resample.low:g}: must not be above resample.high = {resample.high:g}")
+    if resample.sampler == "no_positive" and resample.epochs is not None:
+        raise UserError(f"resample.epochs = {resample.epochs}: with sampler = 'no_positive' prompts leave for good; "
+                        "leave it unset, or set sampler to 'history' and drop_at to 0.9")
 
 
 def _check_stages(stages: list[Stage]) -> None:

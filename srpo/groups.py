@@ -9,15 +9,45 @@ of this kind; there a response is interrupted at a length.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
 from srpo.batch import Sample
+from srpo.data.schema import Problem
+from srpo.rewards.compose import Graded
 
 T = TypeVar("T")
 Group = dict[int, Sample]
 """Responses by their sample index; some missing or unfinished while the group is not complete."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Complete groups of all replicas: one after the other the samples of each problem, equally many, and their grades.
+    """
+
+    problems: list[Problem]
+    samples: list[Sample]
+    graded: list[Graded]
+
+    def __add__(self, other: Rollouts) -> Rollouts:
+        return Rollouts(self.problems + other.problems, self.samples + other.samples, self.graded + other.graded)
+
+    def mixed(self) -> list[bool]:
+        """Whether the responses of each group differ in correctness."""
+        correct = [g.correct for g in self.graded]
+        return [len({correct[i] for i in self.members([n])}) > 1 for n in range(len(self.problems))]
+
+    def members(self, groups: Sequence[int]) -> list[int]:
+        """Places of the samples of some groups."""
+        size = len(self.samples) // len(self.problems)
+        return [n * size + j for n in groups for j in range(size)]
+
+    def only(self, groups: Sequence[int]) -> Rollouts:
+        members = self.members(groups)
+        return Rollouts([self.problems[n] for n in groups], [self.samples[i] for i in members],
+                        [self.graded[i] for i in members])
 
 
 def quotas(sizes: Sequence[int], finish: int) -> list[int]:

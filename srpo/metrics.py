@@ -38,7 +38,7 @@ METRICS = (
     "length/mean", "length/math", "length/code",
     "groups/zero_advantage", "groups/all_correct", "groups/all_wrong",
     "loss/policy", "policy/entropy", "policy/clip_frac", "policy/kl", "grad/norm",
-    "rollout/tokens_per_s", "rollout/truncated", "rollout/stale",
+    "rollout/tokens_per_s", "rollout/truncated", "rollout/stale", "rollout/rounds", "rollout/discarded",
     "rollout/logprob_diff_mean", "rollout/logprob_diff_max", "train/tokens_per_s",
     "weights/aliased_bytes", "weights/moved_bytes",
     *(f"time/{phase}" for phase in PHASES), "time/step", "time/slowest_rank", "time/slowest_ratio",

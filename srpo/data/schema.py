@@ -2,8 +2,8 @@
 
 One object a line: `id`, `domain` ("math" or "code"), `prompt`, and `answer` (math: the final answer) or `tests`
 (code: what the program must pass, see srpo/sandbox). Worked solutions for the warm start carry `response` too. The
-Parquet that `srpo prepare` writes has the same columns, `tests` as JSON text, and what training does not read:
-`source`, `solution`, `pass_rate`.
+Parquet that `srpo prepare` writes has the same columns, `tests` as JSON text, what it measured (`difficulty`,
+`pass_rate`: the share of a model's responses that were right), and what training does not read: `source`, `solution`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from srpo.errors import UserError
 
 DOMAINS = ("math", "code")
 DIFFICULTIES = ("easy", "medium", "hard")
-_UNREAD = {"source", "solution", "pass_rate"}
+_UNREAD = {"source", "solution"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Problem:
     tests: dict[str, Any] | None = None
     response: str | None = None
     difficulty: str | None = None
+    pass_rate: float | None = None
 
 
 def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -> list[Problem]:
@@ -124,4 +125,7 @@ def _problem(where: str, row: Any, need_response: bool) -> Problem:
         raise UserError(f"{where}: domain = {row['domain']!r}; choose one of {', '.join(DOMAINS)}")
     if row.get("difficulty", DIFFICULTIES[0]) not in DIFFICULTIES:
         raise UserError(f"{where}: difficulty = {row['difficulty']!r}; choose one of {', '.join(DIFFICULTIES)}")
+    rate = row.get("pass_rate", 0.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise UserError(f"{where}: pass_rate = {rate!r}; must be a number from 0 to 1")
     return Problem(**row)

@@ -177,6 +177,10 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["algorithm.old_logprobs=rollout"], 1, "algorithm.tis_cap: required with old_logprobs = 'rollout'"),
     (["rollout.oversample=1.25"], 1, "algorithm.tis_cap: required with rollout.oversample = 1.25, which trains on "
      "tokens of earlier policies; 2.0 is usual"),
+    (["rollout.oversample=1.25", "algorithm.tis_cap=2.0", "resample.sampler=dynamic"], 1,
+     "rollout.oversample = 1.25: does not go with resample.sampler = 'dynamic'"),
+    (["resample.low=0.95"], 1, "resample.low = 0.95: must not be above resample.high = 0.9"),
+    (["resample.sampler=no_positive", "resample.epochs=2"], 1, "resample.epochs = 2: with sampler = 'no_positive' "),
     (["algorithm.kl_coef=0.1"], 1, "algorithm.kl_coef = 0.1: has no effect without algorithm.kl"),
     (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
     (["reward.overlong.start=256"], 1, "reward.overlong.start = 256: must be below rollout.max_response_tokens = 256"),

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from srpo.batch import Sample
-from srpo.groups import Groups, merge, quotas
+from srpo.data.schema import Problem
+from srpo.groups import Groups, Rollouts, merge, quotas
+from srpo.rewards.compose import Graded
 
 
 def sample(*tokens: int, finished: bool = True, stale: int = 0) -> Sample:
@@ -62,3 +64,25 @@ def test_what_was_begun_stays_begun_when_its_turn_does_not_come():
 @pytest.mark.parametrize("parts", [[], [{}], [{"a": 1}, {}, {"b": 2}]])
 def test_merge(parts: list[dict[str, int]]):
     assert merge(parts) == {i: x for part in parts for i, x in part.items()}
+
+
+def rollouts(*correct: tuple[float, float]) -> Rollouts:
+    """A group of two for each pair; tokens tell the samples apart."""
+    return Rollouts([Problem(f"p{n}", "math", "") for n in range(len(correct))],
+                    [sample(2 * n + j) for n in range(len(correct)) for j in range(2)],
+                    [Graded(c, 0.5, {}, "", False) for pair in correct for c in pair])
+
+
+def test_a_group_is_mixed_where_correctness_differs_and_not_where_the_reward_does():
+    assert rollouts((0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.5, 1.0)).mixed() == [True, False, False, True]
+    same = rollouts((1.0, 1.0))
+    same.graded[0] = Graded(1.0, 1.1, {}, "", False)
+    assert same.mixed() == [False]
+
+
+def test_chosen_groups_keep_their_samples_and_grades():
+    every = rollouts((0.0, 1.0), (1.0, 1.0)) + rollouts((0.25, 0.75))
+    chosen = every.only([0, 2])
+    assert every.members([0, 2]) == [0, 1, 4, 5] and chosen.problems == [every.problems[0], every.problems[2]]
+    assert chosen.samples == [every.samples[i] for i in (0, 1, 4, 5)]
+    assert [g.correct for g in chosen.graded] == [0.0, 1.0, 0.25, 0.75]

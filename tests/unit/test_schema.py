@@ -91,7 +91,14 @@ def test_parquet_reads_as_jsonl_does(data, tmp_path):
              for row in rows]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "d.parquet")
     assert read_problems([tmp_path / "d.parquet"]) == read_problems([data(*rows)])
-    assert read_problems([tmp_path / "d.parquet"])[0].difficulty == "hard"
+    first = read_problems([tmp_path / "d.parquet"])[0]
+    assert first.difficulty == "hard" and first.pass_rate == 0.25
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "0.5", True])
+def test_a_pass_rate_is_a_share(data, value):
+    with pytest.raises(UserError, match=r":1: pass_rate = .*; must be a number from 0 to 1"):
+        read_problems([data(MATH | {"pass_rate": value})])
 
 
 @pytest.mark.parametrize(("row", "expected"), [
