@@ -61,10 +61,12 @@ class RolloutEngine:
         self.sleep()
 
     def generate(self, prompts: Mapping[str, list[int]], *, step: int, samples: int, temperature: float,
-                 begun: Mapping[tuple[str, int], Sample] | None = None) -> Iterator[dict[tuple[str, int], Sample]]:
+                 begun: Mapping[tuple[str, int], Sample] | None = None, round: int = 1
+                 ) -> Iterator[dict[tuple[str, int], Sample]]:
         """`samples` responses to each prompt of this replica, begun in the order given and handed over as they finish:
         after each pass of vLLM those, often none, that it finished, by the prompt's name and the sample. `begun` are
-        responses of earlier steps, of which the finished ones come first and the others go on.
+        responses of earlier steps, of which the finished ones come first and the others go on. A step that generates
+        more than once, other prompts each time, counts its rounds.
 
         Every rank of a replica calls it with the same arguments and gets the same. Whoever stops before the end calls
         `interrupt`. Raises RuntimeError when vLLM cannot forget what it cached.
@@ -77,7 +79,8 @@ class RolloutEngine:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache is in use while nothing is generated")
         if not self.on_cuda:
-            torch.manual_seed(stream(self.seed, step, f"replica {self.replica} of {self.replicas}"))
+            again = f", round {round}" if round > 1 else ""
+            torch.manual_seed(stream(self.seed, step, f"replica {self.replica} of {self.replicas}{again}"))
         engine = self.llm.llm_engine
         for i, prompt in prompts.items():
             seed = stream(self.seed, step, i)
