@@ -226,12 +226,14 @@ class Stage(Section):
     """Length with until: epochs."""
     steps: int | None = Field(None, ge=1)
     """Length with until: steps."""
-    window: int = Field(10, ge=1)
-    """plateau: steps in each of the two windows whose mean rewards are compared."""
+    window: int = Field(50, ge=5)
+    """plateau: the latest steps whose rewards' trend is taken; never before that many steps of the stage."""
     min_gain: float = 0.01
-    """plateau: reached when the later window's mean reward exceeds the earlier one's by less than this."""
+    """plateau: reached when `window` more steps would, with 95 % confidence, raise the mean reward by less."""
     min_steps: int = Field(0, ge=0)
     """plateau: never before this many steps of the stage."""
+    cooldown: int = Field(10, ge=0)
+    """plateau: never before this many steps with the same prompts, which resampling changes between epochs."""
     max_steps: int | None = Field(None, ge=1)
     """Ends the stage whatever `until` says."""
 

@@ -25,6 +25,7 @@ from srpo.balance import assign, expected_lengths
 from srpo.batch import MicroBatch, Sample, attention_cost, normalizer, pack, split
 from srpo.comm import all_gather, broadcast, join
 from srpo.config import Config
+from srpo.control.by_hand import ByHand
 from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
@@ -86,7 +87,7 @@ class Run:
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
                                          config.batch.prompts, config.seed, self.ledger,
                                          {p.id: p.difficulty for p in problems if p.difficulty},
-                                         config.rollout.oversample)
+                                         config.rollout.oversample, ByHand(self.folder))
         self.stragglers = Stragglers(config.parallel.tensor * config.parallel.pipeline)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()

@@ -1,4 +1,4 @@
-"""Stages ended by hand: `srpo stage RUN next` leaves a request in the run folder, the run takes it up between two steps.
+"""Stages ended by hand: `srpo stage RUN next` leaves a request in the run folder; the run takes it up between steps.
 
 What was asked, and the step after which it took effect, stays in RUN/stages.jsonl, which no resume rolls back: a run
 that was killed and goes back to an earlier checkpoint ends the stage after the very same step again.

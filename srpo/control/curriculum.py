@@ -18,7 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from srpo.config import Resample, Stage
-from srpo.control.ledger import START, Ledger, RolloutRow
+from srpo.control.by_hand import ByHand
+from srpo.control.ledger import START, Ledger, RolloutRow, StepReward
 from srpo.control.resample import Resampling, sampler
 from srpo.control.stages import ended
 from srpo.errors import UserError
@@ -53,20 +54,22 @@ class Curriculum:
     """
 
     def __init__(self, problems: Mapping[str, str], stages: Sequence[Stage], resample: Resample, prompts_per_step: int,
-                 seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None, oversample: float = 1.0):
+                 seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None, oversample: float = 1.0,
+                 by_hand: ByHand | None = None):
         self._difficulty = difficulty or {}
         _check(problems, self._difficulty, stages)
         self._problems, self._stages, self._prompts_per_step = problems, stages, prompts_per_step
         self._begin_per_step = math.ceil(prompts_per_step * oversample)
         self._resample = resample
-        self._seed, self._ledger = seed, ledger
+        self._seed, self._ledger, self._by_hand = seed, ledger, by_hand
         self._resampling = Resampling(sampler(resample), ledger)
         self._step = self._epoch = self._stage = self._cursor = 0
         self._order: list[str] | None = None
         """Prompts of the open epoch; None between epochs."""
         self._begun: list[str] = []
         """Those before the cursor that no step has trained on yet."""
-        self._rewards: list[float] = []
+        self._rewards: list[StepReward] = []
+        self._since = 1
         self._epochs_closed = 0
         self._lengths: dict[str, float] = {}
 
@@ -74,10 +77,10 @@ class Curriculum:
         """The next step's prompts, or None when the last stage has ended. Until `record`, the same again."""
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
-            why = ended(stage, self._rewards, self._epochs_closed)
+            why = self._ended()
             if self._order is not None and (why or self._cursor >= len(self._order) and not self._begun):
                 self._close_epoch()
-                why = ended(stage, self._rewards, self._epochs_closed)
+                why = self._ended()
             if why is None and self._order is None and not self._open_epoch():
                 why = f"no {' or '.join(stage.domains)} prompt is left after resampling"
                 self._event("emptied", f"stage {stage.name}: {why}")
@@ -99,7 +102,7 @@ class Curriculum:
                 done <= set(plan.prompt_ids) and len(done) == plan.finish):
             raise ValueError(f"the rows recorded for step {plan.step} are not those of its plan")
         self._ledger.append(rows)
-        self._rewards.append(fmean(r.reward for r in rows))
+        self._rewards.append(StepReward(fmean(r.reward for r in rows), len(rows), self._since))
         self._step = plan.step
         self._cursor += len(plan.prompt_ids) - len(self._begun)
         self._begun = [p for p in plan.prompt_ids if p not in done]
@@ -130,8 +133,7 @@ class Curriculum:
         self._lengths = dict(self._ledger.mean_lengths(range(1, self._epoch - state["open"] + 1)))
         self._order = self._shuffled(self._epoch) if state["open"] else None
         self._begin_stage()
-        if state["over"] and (ended(self._stages[self._stage], self._rewards, self._epochs_closed)
-                              or not self._shuffled(self._epoch + 1)):
+        if state["over"] and (self._ended() or not self._shuffled(self._epoch + 1)):
             self._stage += 1
             self._begin_stage()
 
@@ -158,6 +160,8 @@ class Curriculum:
                                 f"{counts['dropped']} dropped, {counts['returned']} return")
         self._order = None
         self._epochs_closed += 1
+        if counts["dropped"] or counts["returned"]:
+            self._since = self._epoch + 1
 
     def _end_stage(self, why: str) -> None:
         following = self._stages[self._stage + 1].name if self._stage + 1 < len(self._stages) else "end of the run"
@@ -170,6 +174,14 @@ class Curriculum:
         name = self._stages[self._stage].name if self._stage < len(self._stages) else ""
         self._rewards = self._ledger.step_rewards(name)
         self._epochs_closed = self._ledger.epochs_closed(name)
+        self._since = self._ledger.same_prompts_since(self._epoch + (self._order is None))
+
+    def _ended(self) -> str | None:
+        stage = self._stages[self._stage]
+        why = ended(stage, self._rewards, self._epochs_closed)
+        if why is None and self._by_hand and self._by_hand.ends(stage.name, self._step):
+            why = f"by hand after {len(self._rewards)} steps"
+        return why
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 

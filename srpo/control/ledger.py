@@ -17,6 +17,7 @@ again after a rollback are the same rows.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,16 @@ class Decision:
     decision: Literal["kept", "dropped", "returned"]
     reason: str
     until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReward:
+    """Mean reward of the rollouts of one step. `since`: the first epoch with the prompts that the step's epoch has;
+    resampling neither took any nor gave one back in between."""
+
+    reward: float
+    rollouts: int
+    since: int
 
 
 _values = attrgetter(*(f.name for f in fields(RolloutRow)))
@@ -195,10 +206,15 @@ class Ledger:
         return iter(self._query("SELECT prompt_id, CAST(tokens AS REAL) / samples FROM prompts "
                                 "WHERE epoch BETWEEN ? AND ? ORDER BY rowid", (epochs.start, epochs.stop - 1)))
 
-    def step_rewards(self, stage: str) -> list[float]:
-        """Mean reward of each step of a stage, in order; the same floats as `fmean` over a step's rows."""
-        rows = self._query("SELECT step, reward FROM rollouts WHERE stage = ? ORDER BY rowid", (stage,))
-        return [fmean(reward for _, reward in group) for _, group in groupby(rows, itemgetter(0))]
+    def step_rewards(self, stage: str) -> list[StepReward]:
+        """Each step of a stage, in order; the same floats as `fmean` over a step's rows."""
+        with _errors(self.path):
+            return step_rewards(self._db, stage)
+
+    def same_prompts_since(self, epoch: int) -> int:
+        """The first epoch with the prompts that an epoch has."""
+        with _errors(self.path):
+            return _same_prompts_since(_changes(self._db), epoch)
 
     def epochs_closed(self, stage: str) -> int:
         """Epochs that ended in a stage."""
@@ -227,6 +243,26 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+
+def step_rewards(db: sqlite3.Connection, stage: str, last: float = math.inf) -> list[StepReward]:
+    """Each step of a stage up to step `last`, in order."""
+    rows = db.execute("SELECT epoch, step, reward FROM rollouts WHERE stage = ? AND step <= ? ORDER BY rowid",
+                      (stage, last))
+    changes, steps = _changes(db), []
+    for (epoch, _), group in groupby(rows, itemgetter(0, 1)):
+        rewards = [reward for *_, reward in group]
+        steps.append(StepReward(fmean(rewards), len(rewards), _same_prompts_since(changes, epoch)))
+    return steps
+
+
+def _changes(db: sqlite3.Connection) -> list[int]:
+    """Epochs whose end took prompts away or gave some back, in order."""
+    return [e for e, in db.execute("SELECT DISTINCT epoch FROM decisions WHERE decision != 'kept' ORDER BY epoch")]
+
+
+def _same_prompts_since(changes: Sequence[int], epoch: int) -> int:
+    return 1 + max((e for e in changes if e < epoch), default=0)
 
 
 def _check_version(db: sqlite3.Connection, file: Path) -> None:

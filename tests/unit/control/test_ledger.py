@@ -1,15 +1,19 @@
 """The ledger: durable transactions, exact rollback, readable failures."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
-from srpo.control.ledger import START, Decision, Ledger, Outcome, RolloutRow, connect
+from srpo.control.ledger import START, Decision, Ledger, Outcome, RolloutRow, StepReward, connect, step_rewards
 from srpo.errors import UserError
 
 
@@ -36,7 +40,8 @@ def test_tables_have_the_documented_columns(ledger):
                      "truncated"],
         "prompts": ["epoch", "step", "stage", "prompt_id", "domain", "samples", "correct", "mixed", "reward", "spread",
                     "tokens", "truncated", "trained"],
-        "epochs": ["epoch", "stage", "prompts", "kept", "dropped"],
+        "steps": ["step", "epoch", "stage", "rollouts", "reward"],
+        "epochs": ["epoch", "stage", "prompts", "kept", "dropped", "returned"],
         "decisions": ["epoch", "prompt_id", "decision", "reason", "until"],
         "events": ["step", "kind", "detail"],
     }
@@ -124,8 +129,8 @@ def test_a_committed_step_survives_kill(tmp_path):
             "os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ)).returncode == -signal.SIGKILL
     ledger = Ledger(path)
-    assert ledger.position() == {**START, "rollouts": 20, "prompts": 10}
-    assert ledger.step_rewards("s") == [0.5] * 5
+    assert ledger.position() == {**START, "rollouts": 20, "prompts": 10, "steps": 5}
+    assert ledger.step_rewards("s") == [StepReward(0.5, 4, 1)] * 5
 
 
 def test_mean_lengths_by_epoch_and_prompt(ledger):
@@ -137,6 +142,27 @@ def test_mean_lengths_by_epoch_and_prompt(ledger):
     assert list(ledger.mean_lengths(range(1, 3))) == [("a", 15.5), ("b", 4.0), ("a", 7.0)]
     assert list(ledger.mean_lengths(range(2, 3))) == [("a", 7.0)]
     assert list(ledger.mean_lengths(range(1, 1))) == []
+
+
+def test_step_rewards_are_those_of_the_rows_and_tell_sets_of_prompts_apart(ledger):
+    rewards = {1: [0.1, 0.2, 0.7], 2: [1 / 3, 1e-9, 5e15, -5e15], 3: [0.25], 4: [1.0]}
+    for step, values in rewards.items():
+        ledger.append([RolloutRow(step, step, "t" if step == 4 else "s", "a", k, "math", 0.0, reward, 7, False)
+                       for k, reward in enumerate(values)])
+        ledger.close_epoch(step, "s", [Decision("a", "dropped" if step == 2 else "kept", "")])
+    expected = [StepReward(fmean(rewards[1]), 3, 1), StepReward(fmean(rewards[2]), 4, 1),
+                StepReward(fmean(rewards[3]), 1, 3)]
+    assert ledger.step_rewards("s") == expected
+    with closing(connect(ledger.path)) as db:
+        assert step_rewards(db, "s", 2) == expected[:2]
+    assert [ledger.same_prompts_since(epoch) for epoch in (1, 2, 3, 4)] == [1, 1, 3, 3]
+
+
+def test_prompts_that_an_update_did_without_are_those_of_its_step(ledger):
+    ledger.append(step_rows(1, prompts="abc"))
+    ledger.append(step_rows(2, prompts="abc"), unused={"a", "c"})
+    with closing(connect(ledger.path)) as db:
+        assert db.execute("SELECT step, prompt_id FROM prompts WHERE trained = 0").fetchall() == [(2, "a"), (2, "c")]
 
 
 def test_outcomes_are_about_correctness_by_epoch_and_prompt(ledger):
@@ -165,7 +191,7 @@ def test_an_epochs_decisions_and_counts_are_one(ledger):
                  Decision("c", "returned", "away for 2 epochs"), Decision("d", "dropped", "2 of 2 correct")]
     assert ledger.close_epoch(1, "s", iter(decisions)) == {"kept": 1, "dropped": 2, "returned": 1}
     assert list(ledger.dropped()) == [("a", 4), ("d", None)]
-    assert connect(ledger.path).execute("SELECT prompts, kept, dropped FROM epochs").fetchall() == [(3, 1, 2)]
+    assert connect(ledger.path).execute("SELECT * FROM epochs").fetchall() == [(1, "s", 3, 1, 2, 1)]
 
     def fail():
         yield decisions[0]
@@ -183,3 +209,40 @@ def test_a_reader_of_a_folder_that_has_no_ledger_or_another_version(tmp_path):
     for open_it in (connect, Ledger):
         with pytest.raises(UserError, match="is no ledger of this version of srpo"):
             open_it(tmp_path / "ledger.sqlite")
+
+
+READ = """
+import os, sys
+from srpo.control.ledger import connect
+from srpo.errors import UserError
+if os.geteuid() == 0:
+    os.setuid(65534)  # permissions do not bind root
+try:
+    print(connect(sys.argv[1]).execute("SELECT COUNT(*) FROM steps").fetchone()[0])
+except UserError as e:
+    print(e)
+"""
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_reader_who_may_not_write_the_folder(ends):
+    """A ledger that its run closed is whole; one that was killed is not, and a reader must not take it for that."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is for its owner only
+        folder = Path(name)
+        ledger = Ledger(folder / "ledger.sqlite")
+        ledger.append(step_rows(1))
+        if ends:
+            ledger.close()
+            folder.chmod(0o555)
+        else:
+            copy = folder / "killed"
+            copy.mkdir()
+            for suffix in ("", "-wal"):
+                shutil.copy(folder / f"ledger.sqlite{suffix}", copy)
+            folder.chmod(0o555)
+            folder = copy
+            folder.chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", READ, str(folder)], capture_output=True, text=True)
+        said = done.stdout.strip()
+        assert said == "1" if ends else "ledger.sqlite-wal beside it holds rows" in said, done.stderr
+        assert sorted(os.listdir(folder)) == (["ledger.sqlite"] if ends else ["ledger.sqlite", "ledger.sqlite-wal"])
