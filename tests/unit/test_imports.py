@@ -90,7 +90,8 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("module", [
     m for m in SRPO
     if m in ("srpo", "srpo.check", "srpo.cli", "srpo.config", "srpo.doctor", "srpo.errors", "srpo.rollout.reshard")
-    or any(starts(m, p) for p in ("srpo.commands", "srpo.control", "srpo.data", "srpo.plan", "srpo.sandbox"))
+    or any(starts(m, p) for p in ("srpo.commands", "srpo.control", "srpo.data", "srpo.forecast", "srpo.plan",
+                                  "srpo.sandbox"))
 ])
 def test_light_modules_load_no_torch(module):
     heavy = ("torch", "vllm", "megatron", "triton")
@@ -126,11 +127,12 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.stragglers": {"srpo.train"},
     "srpo.watchdog": {"srpo.train"},
     "srpo.plan": {"srpo.commands"},
+    "srpo.forecast": {"srpo.commands"},
     "srpo.prepare": {"srpo.commands"},
     "srpo.rollout": {"srpo.train", "srpo.evaluate", "srpo.prepare"},
-    "srpo.rewards": {"srpo.train", "srpo.evaluate", "srpo.statistics", "srpo.prepare"},
+    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.statistics", "srpo.prepare"},
     "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
-    "srpo.control": {"srpo.train", "srpo.plan"},
+    "srpo.control": {"srpo.train", "srpo.plan", "srpo.forecast"},
     "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
 }
 

@@ -1,0 +1,1 @@
+"""What the ledger says about the epochs to come, and a simulation that needs no model."""

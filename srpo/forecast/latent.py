@@ -1,0 +1,134 @@
+"""How able the policy is at each prompt: a hidden Markov model over log-odds, fitted to the pass rates.
+
+k of G correct is a noisy measure of a latent probability p. A prompt's log-odds x = logit(p) have an unknown
+distribution at the first epoch and grow from one epoch to the next by a normal step, of a mean that the epoch's prompts
+share (`growth`) and a standard deviation of all (`spread`):
+
+    x_1 ~ weights on a grid,   x_{t+1} ~ N(x_t + growth_t, spread^2),   k_t ~ Binomial(G, sigmoid(x_t))
+
+Fitted by expectation-maximization (Baum and Welch, 1970), the weights without a shape assumed (Laird, 1978, the
+nonparametric maximum-likelihood mixture), stopped early, which keeps them smooth. A prompt that an epoch did not have
+adds no factor there: since what a sampler drops depends on outcomes that the model has seen, selection needs no
+correction (missing at random, Rubin 1976).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from srpo.forecast.observed import Observed
+
+Array = npt.NDArray[np.float64]
+
+GRID: Array = np.linspace(-12, 12, 97)
+"""Log-odds; 6e-6 to 1 - 6e-6."""
+_ITERATIONS = 60
+_MOST = 4000
+"""Distinct histories that are fitted: more are sampled down to about as many prompts."""
+_NARROWEST = 0.2
+"""Spread that the grid's spacing of 0.25 still resolves."""
+_CHUNK = 20_000
+"""Histories whose posteriors are held at a time."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """`growth`, `error` [E - 1]: mean gain in log-odds from each epoch to the next, and its standard error; `weights`
+    [len(GRID)]: of the first epoch; `spread`: of one prompt's gain."""
+
+    weights: Array
+    growth: Array
+    error: Array
+    spread: float
+
+
+def fit(observed: Observed) -> Latent:
+    """Deterministic. The error is from the scores' outer product, for the growth alone."""
+    histories, prompts = _sampled(observed)
+    emissions = emission(observed.outcomes)
+    steps = histories.shape[1] - 1
+    weights, growth, spread = np.full(len(GRID), 1 / len(GRID)), np.zeros(steps), 0.5
+    for _ in range(_ITERATIONS):
+        kernels = [kernel(mean, spread) for mean in growth]
+        forward, backward, scale = _passes(histories, emissions, weights, kernels)
+        weights = prompts @ (forward[0] * backward[0]) / prompts.sum()
+        squares = 0.0
+        for t in range(steps):
+            ahead = backward[t + 1] * _likelihood(histories, emissions, t + 1)
+            pairs = kernels[t] * (forward[t].T @ (ahead * (prompts / scale[t + 1])[:, None]))
+            gain = GRID[None, :] - GRID[:, None]
+            growth[t] = (pairs * gain).sum() / pairs.sum()
+            squares += (pairs * (gain - growth[t]) ** 2).sum() / pairs.sum()
+        spread = max(np.sqrt(squares / steps), _NARROWEST) if steps else spread
+    kernels = [kernel(mean, spread) for mean in growth]
+    forward, backward, _ = _passes(histories, emissions, weights, kernels)
+    means = np.array([(f * b) @ GRID for f, b in zip(forward, backward, strict=True)])
+    scores = (np.diff(means, axis=0) - growth[:, None]) / spread**2
+    information = (scores**2) @ prompts
+    return Latent(weights, growth, 1 / np.sqrt(np.maximum(information, 1e-12)), float(spread))
+
+
+def latest(observed: Observed, latent: Latent, group: npt.NDArray[np.int64]) -> Array:
+    """[max(group) + 1, len(GRID)]: expected number of prompts at each log-odds in the latest epoch, given all that the
+    run has seen of them; `group` [H] says which row a history adds to."""
+    emissions = emission(observed.outcomes)
+    kernels = [kernel(mean, latent.spread) for mean in latent.growth]
+    totals = np.zeros((group.max() + 1, len(GRID)))
+    for start in range(0, len(group), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        state = np.broadcast_to(latent.weights, (len(group[part]), len(GRID)))
+        for t in range(observed.histories.shape[1]):
+            state = state @ kernels[t - 1] if t else state
+            state = state * _likelihood(observed.histories[part], emissions, t)
+            state = state / state.sum(1, keepdims=True)
+        np.add.at(totals, group[part], state * observed.prompts[part, None])
+    return totals
+
+
+def emission(outcomes: list[tuple[int, int]]) -> Array:
+    """[len(outcomes), len(GRID)]: likelihood of (samples, correct), without the binomial coefficient, at most 1."""
+    samples, correct = np.array(outcomes, float).reshape(-1, 2).T[:, :, None]
+    log = -correct * np.logaddexp(0, -GRID) - (samples - correct) * np.logaddexp(0, GRID)
+    return np.exp(log - log.max(1, keepdims=True))
+
+
+def kernel(mean: float, spread: float) -> Array:
+    """[from, to]: normal steps on the grid; what would leave it stays at its edge."""
+    log = -((GRID[None, :] - np.clip(GRID[:, None] + mean, GRID[0], GRID[-1])) / spread) ** 2 / 2
+    steps = np.exp(log)
+    return steps / steps.sum(1, keepdims=True)
+
+
+def _likelihood(histories: npt.NDArray[np.int32], emissions: Array, t: int) -> Array:
+    """[H, len(GRID)]; 1 where epoch t did not have the prompt."""
+    return np.concatenate([emissions, np.ones((1, len(GRID)))])[histories[:, t]]
+
+
+def _passes(histories: npt.NDArray[np.int32], emissions: Array, weights: Array,
+            kernels: list[Array]) -> tuple[list[Array], list[Array], list[Array]]:
+    """Forward and backward variables [H, len(GRID)] of each epoch, whose product is the posterior, and the scales [H]
+    (Rabiner, 1989)."""
+    forward: list[Array] = []
+    scale: list[Array] = []
+    for t in range(len(kernels) + 1):
+        prior = forward[-1] @ kernels[t - 1] if t else weights
+        state = prior * _likelihood(histories, emissions, t)
+        scale.append(state.sum(1))
+        forward.append(state / scale[-1][:, None])
+    backward = [np.ones_like(forward[0])]
+    for t in range(len(kernels), 0, -1):
+        back = (backward[0] * _likelihood(histories, emissions, t)) @ kernels[t - 1].T
+        backward.insert(0, back / scale[t][:, None])
+    return forward, backward, scale
+
+
+def _sampled(observed: Observed) -> tuple[npt.NDArray[np.int32], Array]:
+    """Histories and how many prompts have each, thinned where there are too many."""
+    if len(observed.prompts) <= _MOST:
+        return observed.histories, observed.prompts.astype(float)
+    share = observed.prompts / observed.prompts.sum()
+    drawn = np.random.default_rng(0).multinomial(_MOST, share)
+    return observed.histories[drawn > 0], drawn[drawn > 0].astype(float)
