@@ -5,9 +5,10 @@ derived.
 - prompts: a prompt's rollouts of one epoch together. `samples` of them, of which `correct` fully so; `mixed`: their
   correctness differs; mean `reward`, and `spread`, the largest less the smallest (at 0 none has an advantage); `tokens`
   of all; how many were `truncated`; `trained`: the step's update used them.
-- epochs: a closed epoch's prompts, how many of them stay and how many leave.
+- steps: how many rollouts a step has, and their mean `reward`.
+- epochs: a closed epoch's prompts, how many of them stay and how many leave, and how many others return after it.
 - decisions: after an epoch, every prompt that it saw or that comes back: `kept`, `dropped` or `returned`, and why. What
-  is dropped takes part again in epoch `until`, or never.
+  is dropped takes part again in epoch `until`, or never. Those of epoch 0 were taken before the run saw any prompt.
 - events: what the run decided, in words.
 
 A step's rows are committed, and on the disk, before the optimizer sees the step. A checkpoint stores `position()`;
@@ -17,18 +18,19 @@ again after a rollback are the same rows.
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
+from srpo.control.views import SQL
 from srpo.errors import UserError
 
 VERSION = 2
@@ -42,15 +44,19 @@ CREATE TABLE IF NOT EXISTS prompts (
     samples INTEGER NOT NULL, correct INTEGER NOT NULL, mixed INTEGER NOT NULL, reward REAL NOT NULL,
     spread REAL NOT NULL, tokens INTEGER NOT NULL, truncated INTEGER NOT NULL, trained INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS prompts_epoch ON prompts (epoch);
+CREATE TABLE IF NOT EXISTS steps (
+    step INTEGER NOT NULL, epoch INTEGER NOT NULL, stage TEXT NOT NULL, rollouts INTEGER NOT NULL,
+    reward REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS epochs (
     epoch INTEGER NOT NULL, stage TEXT NOT NULL, prompts INTEGER NOT NULL, kept INTEGER NOT NULL,
-    dropped INTEGER NOT NULL);
+    dropped INTEGER NOT NULL, returned INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (
     epoch INTEGER NOT NULL, prompt_id TEXT NOT NULL, decision TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER);
 CREATE TABLE IF NOT EXISTS events (step INTEGER NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
+{SQL}
 PRAGMA user_version = {VERSION};
 """
-_TABLES = ("rollouts", "prompts", "epochs", "decisions", "events")
+_TABLES = ("rollouts", "prompts", "steps", "epochs", "decisions", "events")
 _GROUPS = """
 INSERT INTO prompts SELECT epoch, step, stage, prompt_id, domain, COUNT(*), SUM(correct >= 1.0),
     MIN(correct) < MAX(correct), AVG(reward), MAX(reward) - MIN(reward), SUM(tokens), SUM(truncated), 1
@@ -78,8 +84,7 @@ class RolloutRow:
     truncated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):  # and not a data class: an epoch's end makes a million, which takes a fourth of the time
     """What an epoch showed of a prompt: how many of its rollouts were fully correct, and whether they differed."""
 
     prompt_id: str
@@ -88,8 +93,7 @@ class Outcome:
     mixed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What an epoch's end means for a prompt. `until`: the epoch in which a dropped one takes part again, if any."""
 
     prompt_id: str
@@ -114,14 +118,28 @@ _values = attrgetter(*(f.name for f in fields(RolloutRow)))
 def connect(path: str | Path) -> sqlite3.Connection:
     """Open a run's ledger for reading, also while the run writes it; `path` is the file or the run's folder.
 
+    Neither the file nor its folder need be writable: what SQLite refuses to open there for want of its shared-memory
+    file is opened as immutable, which is right for a ledger that no run has open and whose rows are all in the one file.
     Raises UserError when there is none, or it cannot be read.
     """
     file = Path(path) / "ledger.sqlite" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"{path}: there is no {file}; give a run folder, or its ledger.sqlite")
+    uri = f"file:{quote(str(file))}?mode=ro"
     with _errors(file):
-        db = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-        _check_version(db, file)
+        db = sqlite3.connect(uri, uri=True)
+        try:
+            _check_version(db, file)
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+                raise
+            db.close()
+            log = file.with_name(f"{file.name}-wal")
+            if log.exists() and log.stat().st_size:
+                raise UserError(f"{file}: a run writes it, or was killed, and {log.name} beside it holds rows that can "
+                                "only be read from a folder you may write; copy both files to one") from None
+            db = sqlite3.connect(f"{uri}&immutable=1", uri=True)
+            _check_version(db, file)
     return db
 
 
@@ -144,30 +162,31 @@ class Ledger:
     def append(self, rows: Sequence[RolloutRow], unused: Collection[str] = ()) -> None:
         """Commit the rows of one step in one durable transaction; its update does without the prompts `unused`. Raises
         ValueError when the step is not a new one."""
-        last = self._query("SELECT step FROM rollouts ORDER BY rowid DESC LIMIT 1").fetchone()
+        last = self._query("SELECT step FROM steps ORDER BY rowid DESC LIMIT 1").fetchone()
         if rows and last and rows[0].step <= last[0]:
             raise ValueError(f"{self.path}: already holds step {last[0]}, cannot append step {rows[0].step}")
         before = self.position()
         with self._transaction():
             self._db.executemany("INSERT INTO rollouts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_values, rows))
             self._db.execute(_GROUPS, (before["rollouts"],))
-            self._db.executemany("UPDATE prompts SET trained = 0 WHERE rowid > ? AND prompt_id = ?",
-                                 ((before["prompts"], prompt) for prompt in unused))
+            self._db.execute("UPDATE prompts SET trained = 0 WHERE rowid > ? AND prompt_id IN "
+                             "(SELECT value FROM json_each(?))", (before["prompts"], json.dumps(list(unused))))
+            if rows:
+                self._db.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?)", (
+                    rows[0].step, rows[0].epoch, rows[0].stage, len(rows), fmean(r.reward for r in rows)))
 
     def close_epoch(self, epoch: int, stage: str, decisions: Iterable[Decision]) -> dict[str, int]:
         """Record an epoch's end; returns how many prompts were kept, dropped and returned."""
-        counts = {"kept": 0, "dropped": 0, "returned": 0}
-
-        def rows() -> Iterator[tuple[int, str, str, str, int | None]]:
-            for d in decisions:
-                counts[d.decision] += 1
-                yield epoch, d.prompt_id, d.decision, d.reason, d.until
-
         with self._transaction():
-            self._db.executemany("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", rows())
-            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, ?)",
-                             (epoch, stage, counts["kept"] + counts["dropped"], counts["kept"], counts["dropped"]))
+            counts = self._decide(epoch, decisions)
+            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
+                             (epoch, stage, counts["kept"] + counts["dropped"], *counts.values()))
         return counts
+
+    def decide(self, epoch: int, decisions: Iterable[Decision]) -> int:
+        """Record decisions apart from an epoch's end; returns how many."""
+        with self._transaction():
+            return sum(self._decide(epoch, decisions).values())
 
     def event(self, step: int, kind: str, detail: str) -> None:
         """Record a decision, readably."""
@@ -204,7 +223,7 @@ class Ledger:
     def mean_lengths(self, epochs: range) -> Iterator[tuple[str, float]]:
         """(prompt id, mean tokens of its responses) of each epoch and prompt, epochs in order."""
         return iter(self._query("SELECT prompt_id, CAST(tokens AS REAL) / samples FROM prompts "
-                                "WHERE epoch BETWEEN ? AND ? ORDER BY rowid", (epochs.start, epochs.stop - 1)))
+                                "WHERE epoch BETWEEN ? AND ? ORDER BY epoch, rowid", (epochs.start, epochs.stop - 1)))
 
     def step_rewards(self, stage: str) -> list[StepReward]:
         """Each step of a stage, in order; the same floats as `fmean` over a step's rows."""
@@ -227,6 +246,17 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
+    def _decide(self, epoch: int, decisions: Iterable[Decision]) -> dict[str, int]:
+        counts = {"kept": 0, "dropped": 0, "returned": 0}
+
+        def rows() -> Iterator[tuple[int, str, str, str, int | None]]:
+            for d in decisions:
+                counts[d.decision] += 1
+                yield epoch, *d
+
+        self._db.executemany("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", rows())
+        return counts
+
     def _query(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         with _errors(self.path):
             return self._db.execute(sql, parameters)
@@ -247,18 +277,15 @@ class Ledger:
 
 def step_rewards(db: sqlite3.Connection, stage: str, last: float = math.inf) -> list[StepReward]:
     """Each step of a stage up to step `last`, in order."""
-    rows = db.execute("SELECT epoch, step, reward FROM rollouts WHERE stage = ? AND step <= ? ORDER BY rowid",
-                      (stage, last))
-    changes, steps = _changes(db), []
-    for (epoch, _), group in groupby(rows, itemgetter(0, 1)):
-        rewards = [reward for *_, reward in group]
-        steps.append(StepReward(fmean(rewards), len(rewards), _same_prompts_since(changes, epoch)))
-    return steps
+    changes = _changes(db)
+    steps = db.execute("SELECT reward, rollouts, epoch FROM steps WHERE stage = ? AND step <= ? ORDER BY rowid",
+                       (stage, last))
+    return [StepReward(reward, rollouts, _same_prompts_since(changes, epoch)) for reward, rollouts, epoch in steps]
 
 
 def _changes(db: sqlite3.Connection) -> list[int]:
     """Epochs whose end took prompts away or gave some back, in order."""
-    return [e for e, in db.execute("SELECT DISTINCT epoch FROM decisions WHERE decision != 'kept' ORDER BY epoch")]
+    return [e for e, in db.execute("SELECT epoch FROM epochs WHERE dropped + returned > 0 ORDER BY epoch")]
 
 
 def _same_prompts_since(changes: Sequence[int], epoch: int) -> int:

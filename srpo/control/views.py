@@ -12,7 +12,7 @@ SQL = """
 CREATE VIEW IF NOT EXISTS pass_rates AS
     SELECT epoch, step, stage, domain, prompt_id, samples, correct, CAST(correct AS REAL) / samples AS pass_rate,
         CASE WHEN correct = samples THEN 'correct' WHEN mixed = 1 THEN 'mixed' ELSE 'wrong' END AS state,
-        reward, CAST(tokens AS REAL) / samples AS mean_tokens
+        reward, spread, CAST(tokens AS REAL) / samples AS mean_tokens, truncated, trained
     FROM prompts;
 
 CREATE VIEW IF NOT EXISTS retention AS
