@@ -84,6 +84,11 @@ def steps(run: Path) -> list[int]:
     return [number for number, _ in found]
 
 
+def size(run: Path) -> int:
+    """Bytes of all the files."""
+    return sum(path.stat().st_size for _, path in _files(run))
+
+
 def read(run: Path, step: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """A step's responses, `BATCH` rows at a time; `columns` of them, or all. Raises UserError where the file is missing
     or damaged, or is no file of stored responses."""
