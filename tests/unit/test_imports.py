@@ -118,6 +118,7 @@ def test_kernels_need_only_torch_and_triton(module):
 
 
 MAY_IMPORT = {  # who may import these, beside their own package
+    "srpo.analysis": {"srpo.commands", "srpo.report"},
     "srpo.cli": {"srpo.__main__"},
     "srpo.commands": {"srpo.cli"},
     "srpo.doctor": {"srpo.commands"},
@@ -130,7 +131,7 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.forecast": {"srpo.commands"},
     "srpo.prepare": {"srpo.commands"},
     "srpo.rollout": {"srpo.train", "srpo.evaluate", "srpo.prepare"},
-    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.statistics", "srpo.prepare"},
+    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.statistics", "srpo.prepare", "srpo.analysis"},
     "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
     "srpo.control": {"srpo.train", "srpo.plan", "srpo.forecast"},
     "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
