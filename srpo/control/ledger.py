@@ -118,9 +118,9 @@ _values = attrgetter(*(f.name for f in fields(RolloutRow)))
 def connect(path: str | Path) -> sqlite3.Connection:
     """Open a run's ledger for reading, also while the run writes it; `path` is the file or the run's folder.
 
-    Neither the file nor its folder need be writable: what SQLite refuses to open there for want of its shared-memory
-    file is opened as immutable, which is right for a ledger that no run has open and whose rows are all in the one file.
-    Raises UserError when there is none, or it cannot be read.
+    Neither the file nor its folder need be writable: a ledger that SQLite refuses to open there, for want of its
+    shared-memory file, is opened as immutable if no run has it open and all of its rows are in the one file. Raises
+    UserError when there is none, or it cannot be read.
     """
     file = Path(path) / "ledger.sqlite" if Path(path).is_dir() else Path(path)
     if not file.is_file():
