@@ -37,6 +37,18 @@ def claim(folder: Path) -> IO[str]:
             time.sleep(0.1)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a launch has the run folder now."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def record(file: Path, config: Config) -> None:
     """Write the resolved configuration, saying what differs from the one there before."""
     text = dump(config)

@@ -74,7 +74,8 @@ class Curriculum:
         self._lengths: dict[str, float] = {}
 
     def next(self) -> StepPlan | None:
-        """The next step's prompts, or None when the last stage has ended. Until `record`, the same again."""
+        """The next step's prompts, or None when the last stage has ended. Until `record`, the same again, unless the
+        stage is ended by hand meanwhile."""
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             why = self._ended()

@@ -101,7 +101,8 @@ def trend(rewards: Sequence[StepReward]) -> Trend | None:
 
 def _without_levels(values: Sequence[float], rewards: Sequence[StepReward]) -> list[float]:
     """Each value less the weighted mean of those with the same prompts."""
-    sums, weights = defaultdict(float), defaultdict(int)
+    sums: defaultdict[int, float] = defaultdict(float)
+    weights: defaultdict[int, int] = defaultdict(int)
     for value, r in zip(values, rewards, strict=True):
         sums[r.since] += r.rollouts * value
         weights[r.since] += r.rollouts

@@ -22,10 +22,14 @@ def impatient(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_one_launch_a_run_folder(tmp_path: Path, impatient: None):
-    lock = folder.claim(tmp_path / "a" / "run")
+    run = tmp_path / "a" / "run"
+    assert not folder.in_use(run)
+    lock = folder.claim(run)
+    assert folder.in_use(run)
     with pytest.raises(UserError, match="another launch is using it"):
-        folder.claim(tmp_path / "a" / "run")
+        folder.claim(run)
     lock.close()
+    assert not folder.in_use(run)
     folder.claim(tmp_path / "a" / "run").close()
 
 

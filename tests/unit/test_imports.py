@@ -133,7 +133,7 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.rollout": {"srpo.train", "srpo.evaluate", "srpo.prepare"},
     "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.statistics", "srpo.prepare", "srpo.analysis"},
     "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
-    "srpo.control": {"srpo.train", "srpo.plan", "srpo.forecast"},
+    "srpo.control": {"srpo.train", "srpo.progress", "srpo.plan", "srpo.forecast"},
     "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
 }
 
