@@ -28,10 +28,11 @@ from srpo.config import Config
 from srpo.control.by_hand import ByHand
 from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
+from srpo.control.resample import sampler
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, check_disjoint, read_problems
 from srpo.evaluate import average_at_k
-from srpo.groups import Group, Groups, merge, quotas
+from srpo.groups import Group, Groups, Rollouts, merge, quotas
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_device, init_distributed
 from srpo.metrics import Monitor
@@ -87,7 +88,9 @@ class Run:
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
                                          config.batch.prompts, config.seed, self.ledger,
                                          {p.id: p.difficulty for p in problems if p.difficulty},
-                                         config.rollout.oversample, ByHand(self.folder))
+                                         config.rollout.oversample, ByHand(self.folder),
+                                         {p.id: p.pass_rate for p in problems if p.pass_rate is not None})
+        self.sampler = sampler(config.resample)
         self.stragglers = Stragglers(config.parallel.tensor * config.parallel.pipeline)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
@@ -142,33 +145,56 @@ class Run:
 
     def step(self, plan: StepPlan) -> dict[str, Any]:
         """One SRPO step; returns its metrics."""
-        with self.monitor.phase("rollout"):
-            groups, left = self.sample(plan.prompt_ids, plan.lengths, plan.step, self.config.batch.samples,
-                                       self.config.rollout.temperature, plan.finish, plan.begun)
-        with self.monitor.phase("reward"):
-            problems, samples, graded = self.grades(plan.prompt_ids, groups)
-            self.begun = merge(all_gather(left))
+        rollouts = self.roll_out(plan)
+        while more := self.refill(plan, rollouts):  # with dynamic sampling
+            plan = more
+            rollouts += self.roll_out(plan)
         if self.rank == 0:
-            rows = _rows(plan, problems, samples, graded)
+            rows = _rows(plan, rollouts)
             self.curriculum.record(plan, rows)
-            self.store(rows, samples, graded)
+            self.store(rows, rollouts.samples, rollouts.graded)
 
-        advantage = advantages([g.reward for g in graded], [s.truncated for s in samples], self.config.batch.samples,
-                               self.config.algorithm)
+        advantage = advantages([g.reward for g in rollouts.graded], [s.truncated for s in rollouts.samples],
+                               self.config.batch.samples, self.config.algorithm)
+        chosen = self.sampler.trained(rollouts.mixed(), self.config.batch.prompts)
+        trained = rollouts.only(chosen)
         with self.monitor.phase("update"):
-            update = self.update(plan.step, problems, samples, advantage)
+            update = self.update(plan.step, trained.problems, trained.samples,
+                                 [advantage[i] for i in rollouts.members(chosen)])
         self.trainer.offload()
         with self.monitor.phase("sync"):
             self.engine.sync()
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
-        metrics |= step_metrics(problems, samples, graded, advantage, update, self.monitor.times())
+        metrics |= step_metrics(rollouts.problems, rollouts.samples, rollouts.graded, advantage, update,
+                                self.monitor.times())
+        metrics |= {"rollout/rounds": plan.rounds,
+                    "rollout/discarded": 1 - len(trained.samples) / len(rollouts.samples)}
         metrics |= self.stragglers.observe(self.monitor.own_times())
         metrics |= {"weights/aliased_bytes": self.engine.weights.aliased_bytes,
                     "weights/moved_bytes": self.engine.weights.moved_bytes}
         return metrics
 
+    def roll_out(self, plan: StepPlan) -> Rollouts:
+        """The plan's last round: responses to the prompts that the earlier ones did not have, and their grades."""
+        prompts = plan.prompt_ids[plan.done:]
+        with self.monitor.phase("rollout"):
+            groups, left = self.sample(prompts, plan.lengths[plan.done:], plan.step, self.config.batch.samples,
+                                       self.config.rollout.temperature, plan.finish - plan.done, plan.begun,
+                                       plan.rounds)
+        with self.monitor.phase("reward"):
+            rollouts = self.grades(prompts, groups)
+            self.begun = merge(all_gather(left))
+        return rollouts
+
+    def refill(self, plan: StepPlan, rollouts: Rollouts) -> StepPlan | None:
+        """The plan with another round, where the sampler wants one and the epoch has prompts for it."""
+        prompts = self.sampler.refill(self.config.batch.prompts, len(plan.prompt_ids), sum(rollouts.mixed()),
+                                      plan.rounds)
+        return broadcast(self.curriculum.refill(plan, prompts) if self.rank == 0 else None) if prompts else None
+
     def sample(self, prompt_ids: list[str], lengths: Sequence[float | None], step: int, samples: int,
-               temperature: float, finish: int, begun: int = 0) -> tuple[dict[str, list[Sample]], dict[str, Group]]:
+               temperature: float, finish: int, begun: int = 0, round: int = 1
+               ) -> tuple[dict[str, list[Sample]], dict[str, Group]]:
         """This vLLM replica's share of `finish` groups, and what it leaves of the others (rollout.oversample).
 
         Replicas are balanced by `lengths`, what responses had in the past. The first `begun` prompts go on from where
@@ -182,7 +208,7 @@ class Run:
         self.trainer.offload()  # where the step before did not, or a checkpoint brought it back
         self.engine.wake()
         for finished in self.engine.generate({i: self.prompts[i] for i in share}, step=step, samples=samples,
-                                             temperature=temperature, begun=groups.begun):
+                                             temperature=temperature, begun=groups.begun, round=round):
             groups.add(finished)
             if self.leads:
                 self.graders.submit({key: Response(self.problems[key[0]], self.tokenizer.text(s.tokens.tolist()),
@@ -193,8 +219,7 @@ class Run:
         self.engine.sleep()
         return groups.chosen(), left if self.leads else {}
 
-    def grades(self, prompt_ids: list[str], groups: dict[str, list[Sample]]
-               ) -> tuple[list[Problem], list[Sample], list[Graded]]:
+    def grades(self, prompt_ids: list[str], groups: dict[str, list[Sample]]) -> Rollouts:
         """Wait for the grades of this vLLM replica's groups, then exchange: the problems whose groups are complete, in
         the prompts' order, with all their samples and grades."""
         grades = {}
@@ -206,8 +231,8 @@ class Run:
         parts = all_gather((dict(islice(groups.items(), place, None, ranks)), grades))
         samples, grades = merge([sent for sent, _ in parts]), merge([sent for _, sent in parts])
         complete = [i for i in prompt_ids if i in grades]
-        return ([self.problems[i] for i in complete], [s for i in complete for s in samples[i]],
-                [g for i in complete for g in grades[i]])
+        return Rollouts([self.problems[i] for i in complete], [s for i in complete for s in samples[i]],
+                        [g for i in complete for g in grades[i]])
 
     def update(self, step: int, problems: list[Problem], samples: list[Sample], advantage: list[float]) -> Update:
         """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first.
@@ -265,8 +290,8 @@ class Run:
             ids = [p.id for p in self.held_out]
             groups, _ = self.sample(ids, [None] * len(ids), -1 - step, self.config.eval.samples,
                                     self.config.eval.temperature, finish=len(ids))
-            problems, _, graded = self.grades(ids, groups)
-        return average_at_k(problems, graded)
+            rollouts = self.grades(ids, groups)
+        return average_at_k(rollouts.problems, rollouts.graded)
 
     def store(self, rows: list[RolloutRow], samples: list[Sample], graded: list[Graded]) -> None:
         """Write logging.responses of the step's responses to RUN/samples."""
@@ -340,11 +365,11 @@ def export(run: Path, directory: Path) -> None:
     dist.destroy_process_group()
 
 
-def _rows(plan: StepPlan, problems: list[Problem], samples: list[Sample], graded: list[Graded]) -> list[RolloutRow]:
-    group = len(samples) // len(problems)
+def _rows(plan: StepPlan, rollouts: Rollouts) -> list[RolloutRow]:
+    group = len(rollouts.samples) // len(rollouts.problems)
     rows = []
-    for i, (s, g) in enumerate(zip(samples, graded, strict=True)):
-        p = problems[i // group]
+    for i, (s, g) in enumerate(zip(rollouts.samples, rollouts.graded, strict=True)):
+        p = rollouts.problems[i // group]
         rows.append(RolloutRow(plan.epoch, plan.step, plan.stage, p.id, i % group, p.domain, g.correct, g.reward,
                                len(s.tokens), s.truncated))
     return rows

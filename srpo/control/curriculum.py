@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -32,8 +32,9 @@ class StepPlan:
     """The prompts of one step. `step` and `epoch` count from 1 over the whole run; `stage` is the stage's name.
 
     `lengths`: mean response length of each prompt in the latest earlier epoch that had it, None where none did.
-    `finish`: how many of the prompts the step trains on, whichever are complete first; the others are the first `begun`
-    ones of the next step.
+    `finish`: how many of the prompts the step rolls out to the end, whichever are complete first; the others are the
+    first `begun` ones of the next step. `rounds`: how often the step generates, with dynamic sampling; before the last
+    round it was done with the first `done` prompts.
     """
 
     step: int
@@ -43,11 +44,13 @@ class StepPlan:
     lengths: list[float | None]
     finish: int
     begun: int
+    done: int = 0
+    rounds: int = 1
 
 
 class Curriculum:
-    """`problems` maps a prompt's id to its domain, in the data's order; `difficulty` to how hard it is, where that is
-    known.
+    """`problems` maps a prompt's id to its domain, in the data's order; `difficulty` to how hard it is, `pass_rates` to
+    the share of right responses that was measured before the run, where that is known.
 
     Raises UserError when a stage has no problem in the data. A new object begins a run; to resume (or to begin over an
     old ledger) call `load_state_dict`.
@@ -55,14 +58,15 @@ class Curriculum:
 
     def __init__(self, problems: Mapping[str, str], stages: Sequence[Stage], resample: Resample, prompts_per_step: int,
                  seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None, oversample: float = 1.0,
-                 by_hand: ByHand | None = None):
-        self._difficulty = difficulty or {}
+                 by_hand: ByHand | None = None, pass_rates: Mapping[str, float] | None = None):
+        self._difficulty, self._pass_rates = difficulty or {}, pass_rates or {}
         _check(problems, self._difficulty, stages)
         self._problems, self._stages, self._prompts_per_step = problems, stages, prompts_per_step
         self._begin_per_step = math.ceil(prompts_per_step * oversample)
         self._resample = resample
         self._seed, self._ledger, self._by_hand = seed, ledger, by_hand
-        self._resampling = Resampling(sampler(resample), ledger)
+        self._sampler = sampler(resample)
+        self._resampling = Resampling(self._sampler, ledger)
         self._step = self._epoch = self._stage = self._cursor = 0
         self._order: list[str] | None = None
         """Prompts of the open epoch; None between epochs."""
@@ -95,18 +99,36 @@ class Curriculum:
                             min(self._prompts_per_step, len(batch)), len(self._begun))
         return None
 
+    def refill(self, plan: StepPlan, prompts: int) -> StepPlan | None:
+        """The same step with another round, of so many further prompts of its epoch or all that are left; None when
+        none is. They are taken by `record`."""
+        assert self._order is not None
+        taken = self._cursor + len(plan.prompt_ids) - plan.begun
+        more = self._order[taken:taken + prompts]
+        if not more:
+            return None
+        batch = plan.prompt_ids + more
+        return replace(plan, prompt_ids=batch, lengths=plan.lengths + [self._lengths.get(p) for p in more],
+                       finish=len(batch), done=len(plan.prompt_ids), rounds=plan.rounds + 1)
+
     def record(self, plan: StepPlan, rows: Sequence[RolloutRow]) -> None:
-        """Commit the rollouts that a step trains on; call it before the optimizer step. Raises ValueError for rows of
-        another plan."""
+        """Commit all rollouts of a step; call it before the optimizer step. Raises ValueError for rows of another
+        plan."""
         labels, done = {(r.epoch, r.step, r.stage) for r in rows}, {r.prompt_id for r in rows}
         if labels != {(plan.epoch, plan.step, plan.stage)} or not (
                 done <= set(plan.prompt_ids) and len(done) == plan.finish):
             raise ValueError(f"the rows recorded for step {plan.step} are not those of its plan")
-        self._ledger.append(rows)
+        rolled, mixed = [p for p in plan.prompt_ids if p in done], _mixed(rows)
+        trained = self._sampler.trained([p in mixed for p in rolled], self._prompts_per_step)
+        self._ledger.append(rows, done - {rolled[i] for i in trained})
         self._rewards.append(StepReward(fmean(r.reward for r in rows), len(rows), self._since))
         self._step = plan.step
         self._cursor += len(plan.prompt_ids) - len(self._begun)
         self._begun = [p for p in plan.prompt_ids if p not in done]
+        if self._sampler.refill(self._prompts_per_step, len(rolled), len(mixed), rounds=0):  # but for the cap
+            end = "the epoch has no more prompts" if self._cursor >= len(self._order or ()) else "resample.max_rounds"
+            self._event("refill", f"{len(mixed)} of {len(rolled)} groups mixed after {plan.rounds} rounds ({end}): the "
+                                  f"step trains on {len(trained)} groups")
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is; JSON-able and small, the rest being derived from the ledger."""
@@ -142,6 +164,9 @@ class Curriculum:
 
     def _open_epoch(self) -> bool:
         """Begin the next epoch, unless no prompt would take part in it."""
+        if not self._epoch and (left_out := self._resampling.begin(self._pass_rates)):
+            self._event("resample", f"epoch 1: {left_out} of {len(self._problems)} prompts are left out for their "
+                                    "measured pass rate")
         self._epoch += 1
         self._cursor = 0
         self._order = self._shuffled(self._epoch)
@@ -224,6 +249,14 @@ class Curriculum:
 
 def _suits(stage: Stage, domain: str, difficulty: str | None) -> bool:
     return domain in stage.domains and (stage.difficulty is None or difficulty in stage.difficulty)
+
+
+def _mixed(rows: Sequence[RolloutRow]) -> set[str]:
+    """Prompts whose responses differ in correctness."""
+    correct: dict[str, set[float]] = {}
+    for row in rows:
+        correct.setdefault(row.prompt_id, set()).add(row.correct)
+    return {prompt for prompt, values in correct.items() if len(values) > 1}
 
 
 def _takes(stage: Stage) -> list[str]:

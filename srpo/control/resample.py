@@ -1,9 +1,10 @@
-"""Who takes part in an epoch: the sampler's rule is asked about every prompt that the epoch before showed."""
+"""Who takes part in an epoch: the sampler's rule is asked about every prompt that the epoch before showed, and before
+the first epoch about every prompt whose pass rate was measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from srpo.config import Resample
 from srpo.control.difficulty import DifficultyFilter
@@ -37,6 +38,11 @@ class Resampling:
         self._returns: dict[str, float] = {}
         """Dropped prompts -> the first epoch that each takes part in again."""
 
+    def begin(self, pass_rates: Mapping[str, float]) -> int:
+        """Decide, before the first epoch, which prompts do not begin the run; how many. Those already decided about
+        (by an earlier call, also of a run that was killed) are left as they are."""
+        return self._ledger.decide(0, self._exclusions(pass_rates))
+
     def close_epoch(self, epoch: int, stage: str, prompts: Iterable[str]) -> dict[str, int]:
         """Decide about the prompts that an epoch showed, and those of `prompts` that come back with the next one; how
         many were kept, dropped and returned."""
@@ -49,9 +55,15 @@ class Resampling:
         """Those of the prompts that take part in an epoch, order kept."""
         return [p for p in prompts if self._returns.get(p, 0) <= epoch]
 
+    def _exclusions(self, pass_rates: Mapping[str, float]) -> Iterator[Decision]:
+        until = self._until(0)
+        for prompt, pass_rate in pass_rates.items():
+            if prompt not in self._returns and (reason := self._sampler.exclude(pass_rate)):
+                self._returns[prompt] = _epoch(until)
+                yield Decision(prompt, "dropped", reason, until)
+
     def _decisions(self, epoch: int, prompts: Iterable[str]) -> Iterator[Decision]:
-        away = self._sampler.away
-        until = None if away is None else epoch + 1 + away
+        until = self._until(epoch)
         for outcome in self._ledger.outcomes(epoch):
             if reason := self._sampler.drop(outcome):
                 self._returns[outcome.prompt_id] = _epoch(until)
@@ -60,7 +72,11 @@ class Resampling:
                 yield Decision(outcome.prompt_id, "kept", f"{outcome.correct} of {outcome.samples} correct")
         for prompt in prompts:
             if self._returns.get(prompt) == epoch + 1:
-                yield Decision(prompt, "returned", f"away for {away} epochs")
+                yield Decision(prompt, "returned", f"away for {self._sampler.away} epochs")
+
+    def _until(self, epoch: int) -> int | None:
+        """The first epoch in which a prompt that leaves after this one takes part again."""
+        return None if self._sampler.away is None else epoch + 1 + self._sampler.away
 
 
 def _epoch(until: int | None) -> float:
