@@ -53,7 +53,7 @@ class Sampler:
         self._on_cuda = torch.cuda.is_available()
         if not self._on_cuda:  # as srpo/rollout/engine.py: compiling takes longer than it saves
             torch._dynamo.config.disable = True
-        self._llm = LLM(model, seed=0, skip_tokenizer_init=True, generation_config="vllm",
+        self._llm = LLM(model, seed=0, skip_tokenizer_init=True, generation_config="vllm", use_tqdm_on_load=False,
                         max_model_len=max_prompt + max_tokens, tensor_parallel_size=tensor,
                         distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
                         enforce_eager=not self._on_cuda, kv_cache_memory_bytes=None if self._on_cuda else CPU_CACHE)

@@ -129,11 +129,13 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.watchdog": {"srpo.train"},
     "srpo.plan": {"srpo.commands"},
     "srpo.forecast": {"srpo.commands"},
-    "srpo.prepare": {"srpo.commands"},
-    "srpo.rollout": {"srpo.train", "srpo.evaluate", "srpo.prepare"},
-    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.statistics", "srpo.prepare", "srpo.analysis"},
+    "srpo.report": {"srpo.commands"},
+    "srpo.evaluation": {"srpo.commands"},
+    "srpo.prepare": {"srpo.commands", "srpo.evaluation"},
+    "srpo.rollout": {"srpo.train", "srpo.evaluation", "srpo.prepare"},
+    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.evaluation", "srpo.statistics", "srpo.prepare", "srpo.analysis"},
     "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
-    "srpo.control": {"srpo.train", "srpo.progress", "srpo.plan", "srpo.forecast"},
+    "srpo.control": {"srpo.train", "srpo.progress", "srpo.plan", "srpo.forecast", "srpo.report"},
     "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
 }
 

@@ -1,0 +1,138 @@
+"""From the samples on disk to figures: a row a problem, means over problems with their intervals, a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from srpo.data.schema import Problem
+from srpo.evaluation.data import DataSet
+from srpo.evaluation.metrics import intervals, majority_at_k, pass_at_k
+from srpo.evaluation.sampling import Chunk
+from srpo.files import write_table
+
+Row = dict[str, Any]
+
+_SINGLE = ("majority@1", "majority@2")
+"""Not in the table: one voter, or two between whom a draw decides, are avg@n over again."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A problem's samples (columns of the Parquet files, without the texts) and what they say of it, by metric."""
+
+    data: str
+    problem: Problem
+    samples: dict[str, list[Any]]
+    scores: dict[str, float]
+
+
+def score(chunks: Iterable[Chunk], out: Path, ks: Sequence[int]) -> list[Scored]:
+    """Every problem of the finished chunks, in order."""
+    columns = ["id", "answer_group", "correct", "failed", "tokens", "truncated"]
+    found = []
+    for chunk in chunks:
+        rows = pq.read_table(chunk.file(out), columns=columns).to_pylist()
+        for problem, (_, group) in zip(chunk.problems, groupby(rows, lambda row: row["id"]), strict=True):
+            listed = list(group)
+            samples = {name: [row[name] for row in listed] for name in columns[1:]}
+            found.append(Scored(chunk.data, problem, samples, _scores(problem, samples, ks)))
+    return found
+
+
+def _scores(problem: Problem, samples: dict[str, list[Any]], ks: Sequence[int]) -> dict[str, float]:
+    correct = samples["correct"]
+    n, right = len(correct), sum(c == 1 for c in correct)
+    scores = {f"avg@{n}": float(np.mean(correct))} | {f"pass@{k}": pass_at_k(n, right, k) for k in ks}
+    if problem.domain == "math":
+        majority = majority_at_k(samples["answer_group"], correct, ks)
+        scores |= {f"majority@{k}": majority[k] for k in ks}
+    return scores
+
+
+def summarize(scored: Sequence[Scored], sets: Sequence[DataSet], seed: int) -> dict[str, dict[str, Row]]:
+    """The figures of each data set and of each domain."""
+    by_data = {s.name: figures([p for p in scored if p.data == s.name], seed) for s in sets}
+    domains = dict.fromkeys(p.problem.domain for p in scored)
+    by_domain = {d: figures([p for p in scored if p.problem.domain == d], seed) for d in domains}
+    return {"data": by_data, "domains": by_domain}
+
+
+def figures(scored: Sequence[Scored], seed: int) -> Row:
+    """Means over problems with 95 % intervals, majority over those of maths; lengths over all samples, in tokens."""
+    estimates: dict[str, dict[str, float]] = {}
+    for kind in ("", "majority"):
+        some = [p for p in scored if not kind or p.problem.domain == "math"]
+        names = [name for name in (some[0].scores if some else ()) if name.startswith("majority") == bool(kind)]
+        values = np.array([[p.scores[name] for name in names] for p in some])
+        if names:
+            low, high = intervals(values, seed)
+            estimates |= {name: {"mean": float(m), "low": float(a), "high": float(b)}
+                          for name, m, a, b in zip(names, values.mean(0), low, high, strict=True)}
+
+    def column(name: str) -> Any:
+        return np.array([x for p in scored for x in p.samples[name]])
+
+    tokens, correct = column("tokens"), column("correct") == 1
+    silent = [g is None for p in scored if p.problem.domain == "math" for g in p.samples["answer_group"]]
+    return {
+        "problems": len(scored), "samples": len(scored[0].samples["correct"]), **estimates,
+        "truncated": float(column("truncated").mean()), "failed": int(column("failed").sum()),
+        "no_answer": float(np.mean(silent)) if silent else None,
+        "tokens": {"mean": float(tokens.mean()), "median": float(np.median(tokens)), "max": int(tokens.max()),
+                   "correct": float(tokens[correct].mean()) if correct.any() else None,
+                   "wrong": float(tokens[~correct].mean()) if not correct.all() else None}}
+
+
+def write_problems(scored: Sequence[Scored], path: Path) -> None:
+    """A row a problem."""
+    scores = list(dict.fromkeys(name for p in scored for name in p.scores))
+    rows = [{"data": p.data, "id": p.problem.id.removeprefix(f"{p.data}/"), "domain": p.problem.domain,
+             "prompt": p.problem.prompt, "reference": p.problem.answer, "samples": len(p.samples["correct"]),
+             "correct": sum(c == 1 for c in p.samples["correct"]),
+             "answers": len({g for g in p.samples["answer_group"] if g is not None}) or None,
+             "truncated": sum(p.samples["truncated"]), "tokens": float(np.mean(p.samples["tokens"])), **p.scores}
+            for p in scored]
+    text, count = ("data", "id", "domain", "prompt", "reference"), ("samples", "correct", "answers", "truncated")
+    schema = pa.schema([*((n, pa.string()) for n in text), *((n, pa.int32()) for n in count),
+                        *((n, pa.float64()) for n in ("tokens", *scores))])
+    write_table(path, pa.Table.from_pylist(rows, schema))
+
+
+def table(summary: dict[str, Any], title: str) -> Table:
+    """A line a figure, a column a data set; domains too where they say something else."""
+    columns = dict(summary["data"])
+    if len(columns) > 1 or len(summary["domains"]) > 1:
+        columns |= {f"all {domain}": f for domain, f in summary["domains"].items()}
+    shown = Table(title=title, caption="percent, with 95 % bootstrap intervals over problems")
+    shown.add_column("")
+    for name in columns:
+        shown.add_column(name, justify="right")
+
+    def line(name: str, cells: Iterable[str], end: bool = False) -> None:
+        shown.add_row(name, *cells, end_section=end)
+
+    line("problems", (f"{f['problems']:,}" for f in columns.values()), end=True)
+    names = list(dict.fromkeys(n for f in columns.values() for n in f if "@" in n and n not in _SINGLE))
+    for name in sorted(names, key=lambda n: ("avg", "pass", "majority").index(n.split("@")[0])):
+        line(name, (_estimate(f.get(name)) for f in columns.values()), end=name == names[-1])
+    line("truncated", (f"{100 * f['truncated']:.1f}" for f in columns.values()))
+    line("no answer", ("" if f["no_answer"] is None else f"{100 * f['no_answer']:.1f}" for f in columns.values()))
+    line("tokens, mean", (f"{f['tokens']['mean']:,.0f}" for f in columns.values()))
+    line("tokens, median", (f"{f['tokens']['median']:,.0f}" for f in columns.values()))
+    line("tokens, longest", (f"{f['tokens']['max']:,}" for f in columns.values()))
+    if any(f["failed"] for f in columns.values()):
+        line("graders failed", (f"{f['failed']:,}" for f in columns.values()))
+    return shown
+
+
+def _estimate(e: dict[str, float] | None) -> str:
+    return "" if e is None else f"{100 * e['mean']:.1f} [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
