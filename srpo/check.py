@@ -136,6 +136,10 @@ def _check_stages(stages: list[Stage]) -> None:
             if stage.until != length and value is not None:
                 raise UserError(f"stages.{i}.{length} = {value}: has no effect with until: {stage.until}; "
                                 "max_steps ends a stage of any kind")
+        earliest = max(stage.window, stage.min_steps)
+        if stage.until == "plateau" and stage.max_steps is not None and stage.max_steps <= earliest:
+            raise UserError(f"stages.{i}.max_steps = {stage.max_steps}: ends the stage before a plateau can be seen, "
+                            f"after {earliest} steps; lower window and min_steps below it, or use until: steps")
 
 
 def _divides(key: str, size: int, what: str, total: int, shared: int | None = None) -> None:

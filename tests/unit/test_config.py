@@ -189,6 +189,8 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["stages.0.until=epochs", "stages.0.steps=null"], 1, "stages.0.epochs: required with until: epochs"),
     (["stages.0.steps=null"], 1, "stages.0.steps: required with until: steps"),
     (["stages.0.until=plateau"], 1, "stages.0.steps = 2: has no effect with until: plateau"),
+    (["stages.0.until=plateau", "stages.0.steps=null", "stages.0.max_steps=50"], 1,
+     "stages.0.max_steps = 50: ends the stage before a plateau can be seen, after 50 steps; lower window"),
 ])
 def test_impossible_combination(tree, write, overrides, ranks, expected, monkeypatch):
     monkeypatch.setattr(checks, "_gpu", lambda: True)
