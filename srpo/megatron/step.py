@@ -171,11 +171,10 @@ class Trainer:
         if self._offload:
             self._offload.offload()
 
-    def reload(self, wait: bool = True) -> None:
-        """Undo `offload`, for whoever reads the optimizer's tensors himself. Without `wait` the copies go on beside
-        what is enqueued next, which must not be a user of the optimizer's state."""
+    def reload(self) -> None:
+        """Bring the optimizer's state back, for whoever reads its tensors himself; gradients are gone then."""
         if self._offload:
-            self._offload.reload(wait)
+            self._offload.reload()
 
     # -- passes -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +210,8 @@ class Trainer:
         variant = loss or self._loss
         # Megatron learns from autograd alone that a parameter's gradient is ready for its overlapped reduction.
         direct = variant.ratio == "token" and not self.config.parallel.overlap
-        self.reload(wait=False)
+        if self._offload:
+            self._offload.restore_gradients()
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         return self.run(micro_batches, self._loss_head(normalizer, variant, direct), forward_only=False)
@@ -283,7 +283,6 @@ class Trainer:
 
         Raises UserError, before any weight changes, when the norm is not finite.
         """
-        self.reload()
         self._set_hyperparameters(lr)
         (optimizer,) = self.optimizer.chained_optimizers
         optimizer.prepare_grads()
@@ -293,7 +292,10 @@ class Trainer:
                 f"the gradient's norm is {norm}, nothing was updated; lower the learning rate (optimizer.lr, "
                 "warm_start.lr), or raise optimizer.warmup, and go on from the last checkpoint"
             )
-        optimizer.step_with_ready_grads()
+        if self._offload:
+            self._offload.step()
+        else:
+            optimizer.step_with_ready_grads()
         return norm
 
     def reset_optimizer(self) -> None:

@@ -23,6 +23,8 @@ Device = Literal["cuda", "cpu"]
 
 CHUNK = {"cuda": 2**29, "cpu": 2**26}
 """Logits that srpo_kernels.linear holds at a time, in elements. A test compares it with srpo_kernels."""
+PIECE = 2**30
+"""Bytes of optimizer state on the GPU at a time with parallel.offload. A test compares it with srpo/megatron."""
 PREFILL = 16384
 """Tokens that vLLM's LLM class schedules at once on an H100 or H200 (max_num_batched_tokens)."""
 SAMPLER = 18
@@ -45,8 +47,8 @@ class Phase:
 
 
 def phases(job: Job, reserve: int = 0, graphs: int = 0, device: Device = "cuda") -> list[Phase]:
-    """Generation, scoring (where there is any), update and sync. `reserve`: bytes taken beside torch's allocations;
-    `graphs`: by vLLM's CUDA graphs."""
+    """Generation, scoring (where there is any), update, sync and, with parallel.offload, what does not go piece by
+    piece: the start and a save. `reserve`: bytes taken beside torch's allocations; `graphs`: by vLLM's CUDA graphs."""
     taken = _taken(job, reserve, graphs)
     stages = range(job.pipeline)
     found = [generation(job, reserve, graphs)]
@@ -55,6 +57,8 @@ def phases(job: Job, reserve: int = 0, graphs: int = 0, device: Device = "cuda")
     found.append(_worst("update", taken, [(m, s, terms) for s in stages for m, terms in _update(job, s, device)]))
     if not job.aliased:
         found.append(_worst("sync", taken, [("copying", s, _sync(job, s)) for s in stages]))
+    if job.config.parallel.offload:  # without, the update takes more
+        found.append(_worst("checkpoint", taken, [(m, s, terms) for s in stages for m, terms in _checkpoint(job, s)]))
     return found
 
 
@@ -80,8 +84,6 @@ def host(job: Job) -> dict[str, int]:
         # srpo/megatron/checkpoint.py: a rank gathers the whole optimizer state of its tensor and pipeline shard.
         "checkpoint snapshot": weights * (job.itemsize + 3 * FLOAT32),
         "reference policy": weights * job.itemsize if job.config.algorithm.kl else 0,
-        # vLLM's own weights, while it sleeps
-        "vLLM's weights": max(sync(job).owned),
         "offloaded state": optimizer_state(job, max(job.stages)) if job.config.parallel.offload else 0,
     }
     return {k: v for k, v in terms.items() if v}
@@ -100,6 +102,15 @@ def state(job: Job, stage: int) -> dict[str, int]:
     elements = job.stages[stage]
     return {"parameters": job.itemsize * elements, "gradients": FLOAT32 * elements,
             "optimizer state": optimizer_state(job, elements)}
+
+
+def piece(job: Job, stage: int) -> int:
+    """Bytes of optimizer state that an optimizer step has on the GPU at a time: one parameter's at least."""
+    whole = optimizer_state(job, job.stages[stage])
+    if not job.config.parallel.offload:
+        return whole
+    largest = max(job.shape.stage(stage, job.tensor, job.pipeline))
+    return min(whole, max(PIECE, optimizer_state(job, largest) * job.data))
 
 
 def _held(job: Job, stage: int) -> dict[str, int]:
@@ -140,12 +151,26 @@ def _sync(job: Job, stage: int) -> dict[str, int]:
                                  "slice in flight": largest}
 
 
+def _checkpoint(job: Job, stage: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """(moment, terms). While Megatron builds its buffers the model has its parameters outside them too; the main
+    parameters, made next, are still on the GPU with the gradients."""
+    held = state(job, stage)
+    main = 0 if job.itemsize == FLOAT32 else held["optimizer state"] // 3
+    yield "building", {"parameters": 2 * held["parameters"], "gradients": held["gradients"]}
+    yield "building", {"parameters": held["parameters"], "gradients": held["gradients"], "optimizer state": main}
+    yield "saving", {"parameters": held["parameters"], "optimizer state": held["optimizer state"],
+                     "gather buffer": _gather_buffer(job), "rollout weights": max(sync(job).owned)}
+
+
 # -- update ---------------------------------------------------------------------------------------------------------
 
 
 def _update(job: Job, stage: int, device: Device) -> Iterator[tuple[str, dict[str, int]]]:
     """(moment, terms) of each moment that can be the worst."""
     held, elements, b = state(job, stage), job.stages[stage], job.itemsize
+    at_hand = piece(job, stage)  # of the optimizer's state, in its step
+    if job.config.parallel.offload:
+        del held["optimizer state"]
     last = stage == job.pipeline - 1
     flight = job.pipeline - stage  # 1F1B: micro-batches whose backward pass is still to come, if there are enough
     others, this = (flight - 1) * micro_batch(job, stage, device), micro_batch(job, stage, device)
@@ -177,7 +202,8 @@ def _update(job: Job, stage: int, device: Device) -> Iterator[tuple[str, dict[st
         largest = max(job.shape.stage(stage, job.tensor, job.pipeline))
         yield moment("optimizer step", 0, 2 * FLOAT32 * min(largest, elements // job.data))
     else:  # torch's AdamW over all tensors at once: the roots of the second moments
-        yield moment("optimizer step", 0, FLOAT32 * elements // job.data)
+        name, terms = moment("optimizer step", 0, at_hand // (2 if b == FLOAT32 else 3))
+        yield name, terms | {"optimizer state": at_hand}
 
 
 def micro_batch(job: Job, stage: int, device: Device) -> int:

@@ -117,9 +117,8 @@ def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -
         update=forward + head + backward,
         reduction=updates * exchange,
         optimizer=updates * (FLOAT32 * elements + adamw) / rates.bandwidth,  # with the gradients set to zero
-        offload=offloaded / rates.host,  # out; the way back is hidden behind the update
-        # vLLM's own weights spend the update in host memory
-        sync=max(moved.needed) / rates.message(block) + 2 * max(moved.owned) / rates.host,
+        offload=2 * updates * offloaded / rates.host,  # in and out, piece by piece, in each optimizer step
+        sync=max(moved.needed) / rates.message(block),
         tokens=work.tokens, gpus=job.gpus,
         update_flops=6 * (shape.matrices * work.read + shape.vocab * shape.hidden * work.tokens) + 3 * attention,
         generation_flops=2 * (shape.matrices + shape.vocab * shape.hidden) * work.tokens + attention,

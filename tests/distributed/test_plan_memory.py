@@ -22,6 +22,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from benchmarks.timing import peak_memory
 from srpo.batch import Sample, pack
+from srpo.megatron import offload
 from srpo.megatron.step import Trainer
 from srpo.plan import memory
 from srpo.plan.job import Job
@@ -143,5 +144,5 @@ def test_memory_of_a_gpu_is_what_the_plan_says(measured: dict[str, Any]) -> None
     assert measured["planned total"] == pytest.approx(measured["total"], rel=0.1)
 
 
-def test_the_chunk_is_the_kernels() -> None:
-    assert memory.CHUNK == linear.CHUNK
+def test_chunk_and_piece_are_those_of_the_code() -> None:
+    assert memory.CHUNK == linear.CHUNK and memory.PIECE == offload.PIECE

@@ -35,7 +35,8 @@ def plan(capsys, *arguments) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize(("file", "gpus"), [
-    (SEVEN, 8), (SEVEN, 16), (SEVEN, 32), (SEVEN, 64), (THIRTY_TWO, 16), (THIRTY_TWO, 32), (THIRTY_TWO, 64)])
+    (SEVEN, 8), (SEVEN, 16), (SEVEN, 32), (SEVEN, 64), (THIRTY_TWO, 8), (THIRTY_TWO, 16), (THIRTY_TWO, 32),
+    (THIRTY_TWO, 64)])
 def test_ready_configurations_fit(capsys, file, gpus):
     code, out, _ = plan(capsys, file, "--gpus", gpus, "--json")
     found = json.loads(out)
@@ -57,11 +58,15 @@ def test_ready_configurations_have_the_recipes_batch(file):
     assert [stage.domains for stage in made.stages] == [["math"], ["math", "code"]]
 
 
-def test_32b_does_not_fit_eight_gpus(capsys):
-    code, out, _ = plan(capsys, THIRTY_TWO, "--gpus", 8)
+def test_32b_does_not_fit_eight_gpus_with_its_state_on_them(capsys):
+    code, out, _ = plan(capsys, THIRTY_TWO, "parallel.offload=false", "rollout.kv_cache_gib=4", "--gpus", 8)
     assert code == 1
-    first = " ".join(out.splitlines()[:2])
-    assert "qwen2.5-32b.yaml on 8 H100 does not fit: update needs" in first and "No layout of these sizes fits" in out
+    assert "qwen2.5-32b.yaml on 8 H100 does not fit: update needs" in " ".join(out.splitlines()[:2])
+
+
+def test_nothing_fits(capsys):
+    code, out, _ = plan(capsys, THIRTY_TWO, "model.path=Qwen2.5-72B", "--gpus", 8)
+    assert code == 1 and "does not fit" in out.splitlines()[0] and "No layout of these sizes fits" in out
 
 
 def test_what_does_not_fit_says_where_and_by_how_much_and_what_would(capsys):

@@ -29,13 +29,29 @@ def test_a_token_of_kv_cache():
     assert wide.kv_bytes_per_token == job(8, model="Qwen2.5-32B", rollout=dict(tensor=8)).kv_bytes_per_token
 
 
-def test_offload_frees_generation_alone():
+def test_offload_leaves_gradients_to_the_update_and_a_piece_of_the_state_to_its_last_moment():
     kept, away = (phases(job(8, parallel=dict(tensor=2, offload=offload))) for offload in (False, True))
     state = memory.state(job(8, parallel=dict(tensor=2)), 0)
     freed = state["gradients"] + state["optimizer state"]
     assert kept["generation"].total - away["generation"].total == freed
-    assert kept["update"].total == away["update"].total
+    assert kept["update"].total - away["update"].total == state["optimizer state"]
+    assert kept.keys() ^ away.keys() == {"checkpoint"}
+    assert away["checkpoint"].terms == {"parameters": 2 * state["parameters"], "gradients": state["gradients"]}
     assert memory.host(job(8, parallel=dict(tensor=2, offload=True)))["offloaded state"] == state["optimizer state"]
+
+
+def test_a_save_has_all_of_the_state_and_no_gradients():
+    large = job(8, model="Qwen2.5-32B", parallel=dict(tensor=8, offload=True))
+    found, state = phases(large)["checkpoint"], memory.state(large, 0)
+    assert found.moment == "saving" and found.total == state["parameters"] + state["optimizer state"]
+
+
+def test_a_piece_of_the_state_is_a_gibibyte_or_one_parameters_or_all_there_is():
+    assert memory.piece(job(8, parallel=dict(tensor=2, offload=True)), 0) == 12 * 152064 * 3584 // 2
+    assert memory.piece(job(8, parallel=dict(tensor=4, pipeline=2, offload=True), model="Qwen2.5-32B"), 0) == 12 * (
+        152064 * 5120 // 4)
+    little = job(256, parallel=dict(offload=True))
+    assert memory.piece(little, 0) == memory.state(little, 0)["optimizer state"] < GIB
 
 
 def test_recomputation_and_sequence_parallelism_keep_less():
