@@ -59,8 +59,9 @@ class Parallel(Section):
     """Minutes of a collective before it counts as hung, and the run ends with the stacks of all ranks in RUN/stacks.
     Ranks wait in collectives for the slowest of them too: keep it above the time by which replicas' rollouts differ."""
     offload: bool = False
-    """Optimizer state waits in host memory while vLLM generates, and gradients are dropped. For the KV cache that
-    frees 4 bytes x weights of this rank, and 12 (float32: 8) x weights of this rank / data-parallel ranks."""
+    """Optimizer state lives in host memory and passes through the GPU in pieces, once an optimizer step: frees 12 bytes
+    (float32: 8) x weights of this rank / data-parallel ranks. Gradients are dropped while vLLM generates: 4 bytes x
+    weights of this rank more for the KV cache."""
 
 
 class Data(Section):
