@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from srpo.commands import analyze, doctor, export, forecast, plan, prepare, stage, train
+from srpo.commands import analyze, doctor, export, forecast, history, plan, prepare, stage, train
 from srpo.commands import eval as evaluation
 from srpo.commands import report as comparison
 from srpo.errors import UserError, rank, report, tell_torchrun
@@ -65,7 +65,7 @@ def command(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srpo", description="Two-staged history-resampling policy optimization.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (train, stage, evaluation, export, prepare, plan, doctor, analyze, forecast, comparison):
+    for command in (train, stage, evaluation, export, prepare, plan, doctor, history, analyze, forecast, comparison):
         command.add(commands)
     return parser
 

@@ -129,6 +129,7 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.watchdog": {"srpo.train"},
     "srpo.plan": {"srpo.commands"},
     "srpo.forecast": {"srpo.commands"},
+    "srpo.history": {"srpo.commands"},
     "srpo.report": {"srpo.commands"},
     "srpo.evaluation": {"srpo.commands"},
     "srpo.prepare": {"srpo.commands", "srpo.evaluation"},
@@ -136,7 +137,7 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.evaluation", "srpo.statistics",
                      "srpo.prepare", "srpo.analysis"},
     "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
-    "srpo.control": {"srpo.train", "srpo.progress", "srpo.plan", "srpo.forecast", "srpo.report"},
+    "srpo.control": {"srpo.train", "srpo.progress", "srpo.plan", "srpo.forecast", "srpo.history", "srpo.report"},
     "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
 }
 
