@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 import yaml
 
-from srpo import __version__
+from srpo import __version__, samples
+from srpo.analysis.frequency import frequencies, pooled
+from srpo.analysis.patterns import Patterns
 from srpo.control.ledger import connect
 from srpo.errors import UserError
 from srpo.report import ledger, responses, series
 
 POINTS = 4000
 """Points of a curve, over all runs; each has its part, at most 1,000."""
+ANALYSED = 100
+"""Steps in whose stored responses patterns are looked for, at most, evenly over the run."""
 TEXT = 1_600_000
 """Bytes of prompts and responses, over all runs."""
 
@@ -83,5 +88,22 @@ def _config(path: Path) -> dict[str, Any]:
     return flat
 
 
-def _patterns(path: Path) -> list[dict[str, Any]]:
-    return []
+def _patterns(path: Path) -> dict[str, Any]:
+    """{pattern: {"about": text, "domains": {domain or "all": {"step": [...], "responses": [...], "matching": [...],
+    "share": [...], "tokens_with": [...], "tokens_without": [...]}}}}; see srpo/analysis/frequency.py."""
+    if not (path / "samples").is_dir():
+        return {}
+    patterns = Patterns.load()
+    stored = samples.steps(path)
+    stride = math.ceil(len(stored) / ANALYSED)
+    rows = frequencies(path, patterns, range(stored[0], stored[-1] + 1, stride))
+    names = ("step", "responses", "matching", "share", "tokens_with", "tokens_without")
+    found: dict[str, Any] = {}
+    for domain, some in {"all": pooled(rows, "step", "pattern"),
+                         **{d: [r for r in rows if r.domain == d] for d in sorted({r.domain for r in rows})}}.items():
+        for row in some:
+            entry = found.setdefault(row.pattern, {"about": patterns.patterns[row.pattern].about, "domains": {}})
+            table = entry["domains"].setdefault(domain, {name: [] for name in names})
+            for name in names:
+                table[name].append(series.rounded(getattr(row, name)))
+    return found

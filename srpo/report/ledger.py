@@ -59,11 +59,9 @@ def _figures(sums: dict[str, float], domain: str) -> dict[str, float]:
 
 def epochs(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """Closed epochs in order: epoch, stage, prompts, kept, dropped, returned."""
-    returned = dict(db.execute("SELECT epoch, COUNT(*) FROM decisions WHERE decision = 'returned' GROUP BY epoch"))
-    return [{"epoch": epoch, "stage": stage, "prompts": prompts, "kept": kept, "dropped": dropped,
-             "returned": returned.get(epoch, 0)}
-            for epoch, stage, prompts, kept, dropped in
-            db.execute("SELECT epoch, stage, prompts, kept, dropped FROM epochs ORDER BY epoch")]
+    names = ("epoch", "stage", "prompts", "kept", "dropped", "returned")
+    return [dict(zip(names, row, strict=True))
+            for row in db.execute(f"SELECT {', '.join(names)} FROM epochs ORDER BY epoch")]
 
 
 def flow(db: sqlite3.Connection) -> dict[str, Any]:

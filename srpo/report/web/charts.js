@@ -1,6 +1,6 @@
 // Cards with a plot each. A plot is drawn when it comes near the screen, and again when a control changes.
 const report = JSON.parse(document.getElementById("report-data").textContent);
-const state = {axis: "step", smoothing: 6, shown: report.runs.map(() => true)};
+const state = {axis: "step", smoothing: 8, shown: report.runs.map(() => true)};
 const cards = [];
 const AXES = {step: "step", rollouts: "rollouts", hours: "hours of training steps"};
 
@@ -93,81 +93,85 @@ function smooth(points) {
   });
 }
 
-function xEncoding(series) {
-  const xs = series.flatMap((s) => [s.points[0][0], s.points[s.points.length - 1][0]]);
-  const [low, high] = [Math.min(...xs), Math.max(...xs)];
-  const axis = {title: AXES[state.axis], format: state.axis === "hours" ? "~g" : "~s"};
-  if (state.axis !== "hours" && high - low < 6) axis.tickMinStep = 1;
-  return {field: "x", type: "quantitative", scale: {domain: low < high ? [low, high] : [low - 1, high + 1], nice: false},
-    axis};
+// The same for all curves, from the start of training on, so that they can be compared at a glance.
+function xEncoding() {
+  const high = Math.max(...shownRuns().map(([run]) => run.columns[state.axis]?.at(-1) ?? 0));
+  const axis = {title: AXES[state.axis], labelExpr: LABELS[state.axis === "hours" ? "number" : "integer"]};
+  if (state.axis !== "hours" && high < 6) axis.tickMinStep = 1;
+  return {field: "x", type: "quantitative", scale: {domain: [0, high || 1], nice: false}, axis};
 }
 
-const FORMATS = {percent: "~%", integer: "~s", number: "~g", seconds: "~g", small: "~e"};
+const LABELS = {
+  percent: "format(datum.value, '~%')",
+  integer: "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, ',~r')",
+  number: "format(datum.value, ',~r')",
+  small: "datum.value === 0 ? '0' : format(datum.value, '~e')",
+};
 
-// Options: format (of FORMATS), y (axis title), zero (axis from zero), top (axis up to at least), plain (no smoothing),
+// Options: format (of LABELS), y (axis title), zero (axis from zero), top (axis up to at least), plain (no smoothing),
 // marks (a point for each value), dashed: series with `dashed` set are dashed.
-function curves(series, {y, format = "number", zero = false, top = null, plain = false, marks = false, log = false}) {
-  const rows = (list) => list.flatMap((s, key) => s.points.map((p) =>
-    ({x: p[0], y: p[1], key, run: s.run, dashed: Boolean(s.dashed)})));
+function curves(series, {y, format = "number", zero = false, top = null, plain = false, marks = false, x = xEncoding()}) {
+  const rows = (list) => list.flatMap((s) => s.points.map((p) => ({x: p[0], y: p[1], key: s.key})));
+  series = series.map((s, key) => ({...s, key}));
   const lines = plain || !state.smoothing ? series : series.map((s) => ({...s, points: smooth(s.points)}));
   const raw = lines === series ? [] : series;
-  const x = xEncoding(series);
-  const scale = log ? {type: "log", nice: true} : {zero, nice: true};
-  if (top !== null) scale.domainMax = Math.max(top, ...series.flatMap((s) => s.points.map((p) => p[1])));
+  const scale = {zero, nice: true};
+  if (zero && series.every((s) => s.points.every((p) => p[1] === 0))) scale.domain = [0, top ?? 1];
+  else if (top !== null) scale.domainMax = Math.max(top, ...series.flatMap((s) => s.points.map((p) => p[1])));
   const encoding = (list) => ({
-    x, y: {field: "y", type: "quantitative", scale, axis: {title: y, format: FORMATS[format]}},
+    x, y: {field: "y", type: "quantitative", scale, axis: {title: y, labelExpr: LABELS[format]}},
     detail: {field: "key"},
     color: {field: "key", type: "nominal", legend: null, scale: {
       domain: list.map((_, i) => i), range: list.map((s) => s.colour ?? runColour(s.run))}},
     strokeDash: {field: "key", type: "nominal", legend: null, scale: {
       domain: list.map((_, i) => i), range: list.map((s) => s.dashed ? [5, 4] : runDash(s.run))}},
   });
-  const single = (list) => list.some((s) => s.points.length === 1);
+  const alone = rows(lines.filter((s) => s.points.length === 1));
   const layer = [
-    ...stageLayers(x),
+    ...(x.field === "x" && x.axis.title === AXES[state.axis] ? stageLayers(x) : []),
     ...(raw.length ? [{data: {values: rows(raw)}, mark: {type: "line", strokeWidth: 1, opacity: isDark() ? 0.3 : 0.25},
       encoding: encoding(raw)}] : []),
-    {data: {values: rows(lines)}, mark: {type: "line", point: marks || single(lines) ? {size: 28, filled: true} : false},
-      encoding: encoding(lines)},
+    {data: {values: rows(lines)}, mark: {type: "line", point: marks ? {size: 28, filled: true} : false}, encoding: encoding(lines)},
+    ...(alone.length && !marks ? [{data: {values: alone}, mark: {type: "circle", size: 28, opacity: 1},
+      encoding: {...encoding(lines), strokeDash: undefined}}] : []),
   ];
   return {spec: {layer}, series: {format, lines: lines.map((s, i) => (
     {label: s.label, colour: s.colour ?? runColour(s.run), points: s.points, raw: raw.length ? series[i].points : null}))}};
+}
+
+// Where a step is on the X axis; the next one that is a point, where points are means of several steps.
+function xOf(run, step) {
+  const i = run.columns.step.findIndex((s) => s >= step);
+  return run.columns[state.axis].at(i);
 }
 
 // Where each stage begins: shaded bands for one run, a rule in each run's colour for more.
 function stageLayers(x) {
   const runs = shownRuns();
   const p = palette();
-  const at = (run, step) => {
-    const steps = run.columns.step;
-    const i = steps.findIndex((s) => s >= step);
-    return run.columns[state.axis][i < 0 ? steps.length - 1 : i];
-  };
   const [low, high] = x.scale.domain;
-  const bands = runs.flatMap(([run, index], row) => run.stages.map((stage, i) => ({
-    x: i ? Math.max(low, at(run, stage.first)) : low, row,
-    x2: i + 1 < run.stages.length ? at(run, run.stages[i + 1].first) : high,
-    name: stage.name, run: index, odd: i % 2, first: i === 0})));
+  const bands = runs.flatMap(([run, index]) => run.stages.map((stage, i) => ({
+    x: i ? xOf(run, stage.first) : low,
+    x2: i + 1 < run.stages.length ? xOf(run, run.stages[i + 1].first) : high,
+    name: stage.name, run: index, odd: i % 2, first: i === 0}))).filter((b) => b.x2 > low && b.x < high);
   if (runs.length === 1) {
     if (bands.length < 2) return [];
     return [
       {data: {values: bands.filter((b) => b.odd)}, mark: {type: "rect", color: p.band, opacity: 0.13},
         encoding: {x, x2: {field: "x2"}}},
-      {data: {values: bands}, mark: {type: "text", align: "left", baseline: "top", dx: 4, dy: 2, fontSize: 10},
+      {data: {values: bands}, mark: {type: "text", align: "left", baseline: "bottom", dy: -4, fontSize: 10},
         encoding: {x, y: {value: 0}, text: {field: "name"}}},
     ];
   }
-  const rules = bands.filter((b) => !b.first);
-  if (!rules.length) return [];
-  const colour = {field: "run", type: "nominal", legend: null,
-    scale: {domain: runs.map(([, i]) => i), range: runs.map(([, i]) => runColour(i))}};
-  return [
-    {data: {values: rules}, mark: {type: "rule", strokeDash: [3, 3], opacity: 0.8}, encoding: {x, color: colour}},
-    ...runs.map(([, index], row) => ({
-      data: {values: rules.filter((b) => b.run === index)},
-      mark: {type: "text", align: "left", baseline: "top", dx: 4, dy: 2 + 11 * row, fontSize: 10, limit: 90},
-      encoding: {x, y: {value: 0}, text: {field: "name"}, color: colour}})),
-  ];
+  return runs.flatMap(([, index], row) => {
+    const values = bands.filter((b) => !b.first && b.run === index);
+    const color = runColour(index);
+    return values.length ? [
+      {data: {values}, mark: {type: "rule", strokeDash: [3, 3], opacity: 0.8, color}, encoding: {x}},
+      ...(row < 4 ? [{data: {values}, mark: {type: "text", align: "left", baseline: "bottom", dy: -4 - 11 * row,
+        fontSize: 10, limit: 90, color}, encoding: {x, y: {value: 0}, text: {field: "name"}}}] : []),
+    ] : [];
+  });
 }
 
 // -- the value under the pointer ----------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 // The figures, section by section.
+const ORDER = ["all", "math", "code"];
+const rank = (domain) => ORDER.includes(domain) ? ORDER.indexOf(domain) : ORDER.length;
 const domains = [...new Set(report.runs.flatMap((run) => Object.keys(run.columns)
-  .filter((name) => name.startsWith("reward/")).map((name) => name.slice(7))))].sort();  // "all" comes first
+  .filter((name) => name.startsWith("reward/")).map((name) => name.slice(7))))].sort((a, b) => rank(a) - rank(b));
 const named = (domain) => domain === "all" ? "all responses" : domain;
 // Beside one domain alone, "all" would be the same curve twice.
 const parts = domains.length === 2 ? domains.slice(1) : domains;
@@ -32,7 +34,7 @@ function rewardFigures() {
 
 function evaluationFigures() {
   const grid = section("heldout", "Held-out accuracy", "avg@k on held-out problems, as measured while training.");
-  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.evaluations)))].sort();
+  const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.evaluations)))].sort().reverse();
   if (!names.length) {
     grid.replaceWith(element("p", {className: "note"},
       "These runs were not evaluated: data.eval names no held-out problems, or no evaluation has been made yet."));
@@ -51,12 +53,11 @@ function evaluationFigures() {
 function signalFigures() {
   const grid = section("signal", "Signal", "A group whose responses all have one reward has no advantage, and teaches "
     + "nothing. What is left of the rollouts after that?");
-  curveCard(grid, "Groups with zero advantage", "Share of a step's groups, from metrics.jsonl; over-length responses "
-    + "count as without advantage where the configuration says so.", "metrics:groups/zero_advantage",
+  curveCard(grid, "Groups with zero advantage", "Share of a step's groups; beside identical rewards, those "
+    + "whose responses were cut off.", "metrics:groups/zero_advantage",
     {y: "share of groups", format: "percent", zero: true, top: 1}, NO_METRIC);
   for (const domain of parts) {
-    curveCard(grid, `Identical rewards, ${named(domain)}`, "Share of groups whose responses all have one reward, "
-      + "from the ledger.", `identical/${domain}`, {y: "share of groups", format: "percent", zero: true, top: 1}, NO_STEPS);
+    curveCard(grid, `Identical rewards, ${named(domain)}`, "Share of groups whose responses all have one reward.", `identical/${domain}`, {y: "share of groups", format: "percent", zero: true, top: 1}, NO_STEPS);
   }
   for (const [name, title] of [["correct", "all correct"], ["wrong", "all wrong"]]) {
     curveCard(grid, `Identical rewards: ${title}`, "Share of all groups.", `identical_${name}/all`,
@@ -65,16 +66,9 @@ function signalFigures() {
   curveCard(grid, "Effective gradients per rollout", "Groups with an advantage that the update used, per 1,000 "
     + "rollouts spent, thrown-away ones included.", "advantage_rate/all", {y: "groups per 1,000 rollouts", zero: true},
     NO_STEPS);
-  card(grid, "Effective gradients so far", "Groups with an advantage, added up, against rollouts spent: the steeper "
-    + "the better.", () => {
-    const before = state.axis;
-    state.axis = "rollouts";
-    try {
-      const series = columnSeries("advantage");
-      return series.length ? curves(series, {y: "groups with an advantage", format: "integer", plain: true, zero: true})
-        : NO_STEPS;
-    } finally { state.axis = before; }
-  });
+  curveCard(grid, "Effective gradients so far", "Groups with an advantage, added up. Against rollouts (X axis above), "
+    + "the steeper the better.", "advantage", {y: "groups with an advantage", format: "integer", plain: true, zero: true},
+    NO_STEPS);
 }
 
 // -- epochs -----------------------------------------------------------------------------------------------------------
@@ -89,10 +83,9 @@ function epochFigures() {
     const series = shownRuns().filter(([run]) => run.epochs.length).map(([run, index]) => ({
       run: index, label: run.name, points: run.epochs.filter((e) => e.prompts).map((e) => [e.epoch, e.kept / e.prompts])}));
     if (!series.length) return NO_EPOCH;
-    const drawing = curves(series, {y: "prompts kept", format: "percent", plain: true, marks: true, top: 1});
-    const layers = drawing.spec.layer.filter((layer) => layer.mark.type === "line");
-    for (const layer of layers) layer.encoding.x.axis = {title: "epoch", tickMinStep: 1, format: "d"};
-    return {spec: {layer: layers}, series: {...drawing.series, x: "epoch"}};
+    const x = {field: "x", type: "quantitative", axis: {title: "epoch", tickMinStep: 1, format: "d"},
+      scale: {domain: [1, Math.max(2, ...series.map((s) => s.points.at(-1)[0]))], nice: false}};
+    return curves(series, {y: "prompts kept", format: "percent", plain: true, marks: true, top: 1, x});
   });
   report.runs.forEach((run, index) => {
     card(grid, of("Prompts by decision", run), "", () => decisions(run), {run: index,
@@ -116,7 +109,7 @@ function decisions(run) {
       strokeWidth: run.epochs.length < 40 ? 1 : 0},
     encoding: {
       x: {field: "epoch", type: "ordinal", axis: {labelAngle: 0, title: "epoch"}},
-      y: {field: "prompts", type: "quantitative", axis: {title: "prompts", format: "~s"}},
+      y: {field: "prompts", type: "quantitative", axis: {title: "prompts", labelExpr: LABELS.integer}},
       color: {field: "decision", type: "nominal", legend: null,
         scale: {domain: DECISIONS.map((d) => d[0]), range: DECISIONS.map((d) => palette().parts[d[1]])}},
       order: {field: "order"},
@@ -158,7 +151,7 @@ function flow({epochs, flow: counts}) {
   });
   const colour = {field: "state", type: "nominal", legend: null, scale: {domain: report.bins, range: palette().bins}};
   const x = {field: "x", type: "quantitative", scale: {domain: [-0.05, epochs.length - 0.95], nice: false}, axis: {
-    title: "epoch", values: epochs.map((_, t) => t), grid: false,
+    title: "epoch", values: epochs.map((_, t) => t), tickCount: epochs.length, labelOverlap: false,
     labelExpr: `[${epochs.join(",")}][datum.value]`}};
   const y = {field: "y", type: "quantitative", axis: null};
   return {spec: {height: 290, layer: [
@@ -174,33 +167,39 @@ function flow({epochs, flow: counts}) {
 // -- behaviour --------------------------------------------------------------------------------------------------------
 
 function behaviourFigures() {
-  const grid = section("behaviour", "Behaviour", "Frequency of each pattern in the stored responses, and the mean "
-    + "length of responses with it (solid) and without (dashed).");
+  const grid = section("behaviour", "Behaviour", "Share of the stored responses that show a pattern, and the mean "
+    + "length of those that do (solid) and do not (dashed).");
   const names = [...new Set(report.runs.flatMap((run) => Object.keys(run.patterns)))];
   if (!names.length) {
-    grid.replaceWith(element("p", {className: "note"}, "These runs stored no responses (logging.responses: 0), so no "
-      + "pattern could be counted."));
+    grid.replaceWith(element("p", {className: "note"}, "These runs have stored no responses (logging.responses: 0, or no "
+      + "step yet), so no pattern could be counted."));
     return;
   }
-  const at = (run, step) => run.columns[state.axis][
-    Math.max(0, run.columns.step.findIndex((s) => s >= step))];
+  const found = [...new Set(report.runs.flatMap((run) => Object.values(run.patterns)
+    .flatMap((pattern) => Object.keys(pattern.domains))))].sort((a, b) => rank(a) - rank(b));
+  const domain = element("select", {id: "pattern-domain", onchange: redraw},
+    ...found.map((value) => element("option", {value}, value)));
+  grid.before(element("div", {className: "filters"}, element("label", {}, "domain ", domain)));
   const lines = (name, column, dashed) => shownRuns().flatMap(([run, index]) => {
-    const table = run.patterns[name];
+    const table = run.patterns[name]?.domains[domain.value];
     if (!table) return [];
-    const points = table.step.map((step, i) => [at(run, step), table[column][i]]).filter((p) => p[1] !== null);
-    return points.length ? [{run: index, label: dashed === undefined ? run.name : `${run.name}, ${dashed ? "without" : "with"}`,
-      points, dashed}] : [];
+    const points = table.step.map((step, i) => [xOf(run, step), table[column][i]]).filter((p) => p[1] !== null);
+    const label = dashed === undefined ? run.name : `${run.name}, ${dashed ? "without" : "with"}`;
+    return points.length ? [{run: index, label, points, dashed}] : [];
   });
-  const none = "Not seen in the stored responses of the runs shown.";
+  const none = "Not looked for in this domain of the runs shown, or not in any response yet.";
+  const shows = (name) => lines(name, "share").some((s) => s.points.some((p) => p[1] > 0));
   for (const name of names) {
-    card(grid, `Frequency: ${name}`, "", () => {
+    const about = report.runs.map((run) => run.patterns[name]?.about).find(Boolean);
+    card(grid, `Frequency: ${name}`, about, () => {
       const series = lines(name, "share");
       return series.length ? curves(series, {y: "share of responses", format: "percent", zero: true}) : none;
     });
-    card(grid, `Length: ${name}`, "", () => {
-      const series = [...lines(name, "tokens_with", false), ...lines(name, "tokens_without", true)];
-      return series.length ? curves(series, {y: "tokens", format: "integer"}) : none;
-    });
+  }
+  for (const name of names) {
+    card(grid, `Mean length: ${name}`, "", () => shows(name)
+      ? curves([...lines(name, "tokens_with", false), ...lines(name, "tokens_without", true)], {y: "tokens", format: "integer"})
+      : "No stored response shows it.");
   }
 }
 
@@ -228,7 +227,8 @@ const SPEED = [
 const PHASES = ["rollout", "reward", "update", "sync", "other"];
 const ELSEWHERE = /^metrics:((reward|accuracy|length|groups)\/|time\/(rollout|reward|update|sync)$)/;
 
-function has(column) { return report.runs.some((run) => run.columns[column]?.some((v) => v !== null)); }
+// Zero throughout says that the run does without it, as policy/kl without a KL term.
+function has(column) { return report.runs.some((run) => run.columns[column]?.some((v) => v)); }
 function metricCards(grid, list) {
   for (const [name, title, y, options] of list.filter(([metric]) => has(`metrics:${metric}`))) {
     curveCard(grid, title, name, `metrics:${name}`, {y, ...options}, NO_METRIC);
@@ -236,7 +236,8 @@ function metricCards(grid, list) {
 }
 
 function updateFigures() {
-  const grid = section("update", "Update", "The policy update of each step and the comparison of the trainer with vLLM.");
+  const grid = section("update", "Update", "The policy update of each step and the comparison of the trainer with vLLM. "
+    + "What is zero throughout is left out.");
   metricCards(grid, UPDATE);
   if (!grid.children.length) grid.replaceWith(element("p", {className: "note"}, "metrics.jsonl has none of these figures yet."));
 }
@@ -262,9 +263,9 @@ function phases(run) {
   const series = PHASES.map((name, k) => ({label: name, colour: palette().parts[k], run: 0,
     points: xs.map((x, i) => [x, table[k][i]]).filter((p) => p[1] !== null && p[1] !== undefined)})).filter((s) => s.points.length);
   return {spec: {data: {values}, mark: {type: "area", opacity: 0.9, interpolate: "step-after"}, encoding: {
-    x: xEncoding(series), y: {field: "y", type: "quantitative", stack: true, axis: {title: "seconds"}},
+    x: xEncoding(), y: {field: "y", type: "quantitative", stack: true, axis: {title: "seconds", labelExpr: LABELS.number}},
     color: {field: "phase", type: "nominal", legend: null, scale: {domain: PHASES, range: palette().parts}},
-    order: {field: "order"}}}, series: {format: "seconds", lines: series.map((s) => ({...s, raw: null}))}};
+    order: {field: "order"}}}, series: {format: "number", lines: series.map((s) => ({...s, raw: null}))}};
 }
 
 function otherFigures() {

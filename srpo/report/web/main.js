@@ -30,7 +30,7 @@ function latest(run, column) {
 
 function keyFigures() {
   const last = (list) => list?.[list.length - 1] ?? null;
-  const hours = (h) => h === null ? "-" : h < 1 ? `${show(60 * h)} min` : `${show(h)} h`;
+  const hours = (h) => h === null ? "-" : h < 1 ? `${(60 * h).toFixed(1)} min` : `${h.toFixed(1)} h`;
   const figures = [
     ["Steps", (run) => show(run.steps, "integer")],
     ["Closed epochs", (run) => show(run.epochs.length, "integer")],
@@ -42,10 +42,10 @@ function keyFigures() {
     ["Length, last tenth", (run) => show(latest(run, "length/all"))],
     ["Groups with an advantage", (run) => show(run.totals.advantage, "percent")],
     ["Identical rewards", (run) => show(run.totals.identical, "percent")],
-    ...[...new Set(report.runs.flatMap((run) => Object.keys(run.evaluations)))].sort().map((name) =>
+    ...[...new Set(report.runs.flatMap((run) => Object.keys(run.evaluations)))].sort().reverse().map((name) =>
       [`Held-out ${name.slice(5)}`, (run) => {
         const values = run.evaluations[name];
-        return values ? `${show(values[0][3], "percent")} → ${show(last(values)[3], "percent")}` : "-";
+        return values ? `${(100 * values[0][3]).toFixed(1)} → ${show(last(values)[3], "percent")}` : "-";
       }]),
   ];
   const one = report.runs.length === 1 ? " one" : "";

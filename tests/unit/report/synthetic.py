@@ -17,6 +17,9 @@ from srpo.control.ledger import Decision, Ledger, RolloutRow
 HOSTILE = ("</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">",
            "a\u2028b\u2029c", "\ud800 alone", "'\"`\\ ${document.title='owned'}", "<!-- <script>", "]]> &lt;b&gt;")
 """What a policy may write."""
+PHRASES = (("Let me check this again.", 0.3), ("Wait, that is not right.", 0.1), ("Alternatively, try another way.", 0.2),
+           ("```python\nprint(6 * 7)\n```", 0.05), ("I add them up.", 0.4))
+"""What a response may hold, and how likely that is in the first step."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def write(folder: Path, shape: Shape | None = None, *, sampler: str = "history",
             order = []
         if not order:
             if seen:
-                present = _close(ledger, epoch, stage, seen, present, sampler)
+                present = _close(ledger, step - 1, epoch, stage, seen, present, sampler)
                 epoch, seen = epoch + 1, {}
             order = rng.sample(present, len(present))
         chosen, order = order[:shape.prompts], order[shape.prompts:]
@@ -82,12 +85,12 @@ def write(folder: Path, shape: Shape | None = None, *, sampler: str = "history",
     return folder
 
 
-def _close(ledger: Ledger, epoch: int, stage: str, seen: dict[str, list[float]], present: list[str],
+def _close(ledger: Ledger, step: int, epoch: int, stage: str, seen: dict[str, list[float]], present: list[str],
            sampler: str) -> list[str]:
     mastered = {p for p, group in seen.items() if sampler == "history" and min(group) >= 1}
     ledger.close_epoch(epoch, stage, [Decision(p, "dropped", "all rollouts correct") if p in mastered
                                       else Decision(p, "kept", "not mastered") for p in seen])
-    ledger.event(0, "resample", f"epoch {epoch}: {len(seen)} prompts seen, {len(mastered)} dropped, 0 return")
+    ledger.event(step, "resample", f"epoch {epoch}: {len(seen)} prompts seen, {len(mastered)} dropped, 0 return")
     return [p for p in present if p not in mastered] or present
 
 
@@ -115,12 +118,14 @@ def _store(folder: Path, rows: list[RolloutRow], rng: random.Random, shape: Shap
     drawn = [rows[i] for i in samples.draw(len(rows), shape.stored, shape.seed, rows[0].step)] if shape.stored else []
     stored = []
     for i, row in enumerate(drawn):
-        text = f"I add the numbers, wait, let me check. The answer is {row.tokens}. " * (1 + shape.response // 64)
+        grown = row.step / shape.steps
+        text = " ".join(phrase for phrase, chance in PHRASES if rng.random() < chance + 0.5 * grown)
+        text = f"{text} {' '.join(str(rng.random()) for _ in range(shape.response // 20))}\nThe answer is {row.tokens}."
         if i < len(first):  # Parquet holds UTF-8, which has no lone surrogates
             text = first[i].encode("utf-8", "replace").decode()
         stored.append(samples.StoredResponse(
             row.step, row.epoch, row.stage, row.prompt_id, row.sample, row.domain, f"Solve {row.prompt_id}.\nAnswer:",
-            text[:max(shape.response, len(text) if i < len(first) else 0)], row.correct, row.reward,
+            text, row.correct, row.reward,
             {"accuracy": row.correct, "format": row.reward - row.correct}, "" if row.correct else "expected 7",
             row.tokens, row.truncated, False))
     if stored:
