@@ -32,7 +32,8 @@ def show(run: Path, console: Console) -> None:
     """Print a line a stage."""
     stages, step, running = _progress(run)
     current = _current(stages)
-    console.print(f"{run}: " + (f"running, {step} steps done" if running else f"not running, saved after step {step}"))
+    state = "running" if running else "finished" if current is None else "not running"
+    console.print(f"{run}: {state}; {step} steps" + ("" if running else " saved"))
     table = Table()
     for name in ("stage", "domains"):
         table.add_column(name)

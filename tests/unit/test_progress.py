@@ -121,7 +121,7 @@ def test_a_stopped_run_ends_it_at_its_start(toy: Toy):
         toy.save()
         toy.steps(4)
         assert toy.line("programs")[2] == "2"
-    assert "not running, saved after step 6" in toy.shown()
+    assert "not running; 6 steps saved\n" in toy.shown()
     assert toy.line("programs")[-1] == "to come"
     assert end_stage(toy.path) == (f"{toy.path}: is not running; stage 'sums' ends when it is started again, after "
                                    "step 6; then stage 'programs' begins")
@@ -151,6 +151,7 @@ def test_the_last_stage_ends_the_run_which_stays_ended(toy: Toy):
         toy.save()
         with pytest.raises(UserError, match="its last stage, 'programs', has ended: by hand after 2 steps"):
             end_stage(toy.path)
+    assert "finished; 10 steps saved\n" in toy.shown()
     with toy:
         assert toy.plan is None
 
@@ -181,7 +182,7 @@ def test_the_command(toy: Toy, capsys: pytest.CaptureFixture):
     with toy:
         toy.steps(2)
         assert cli.command(["stage", str(toy.path)]) == 0
-        assert "running, 2 steps done" in capsys.readouterr().out
+        assert "running; 2 steps\n" in capsys.readouterr().out
         assert cli.command(["stage", str(toy.path), "next"]) == 0
         assert "stage 'sums' ends after the step" in capsys.readouterr().out
         assert toy.steps(2) == ["sums", "programs"]
