@@ -68,7 +68,7 @@ class Watchdog:
     def __init__(self, folder: Path) -> None:
         """`folder`: where the stacks go; made when there are any."""
         self._folder = folder
-        self._armed = self._stopping = False
+        self._armed = self._stopping = self._ending = False
         self._minutes, self._limit = START.total_seconds() / 60, START.total_seconds()
         self._members: list[Member] = []
         self._failure: str | None = None
@@ -168,10 +168,10 @@ class Watchdog:
             elif self._armed:
                 self._write_stacks([])
             os._exit(TERMINATED)
-        self._stopping = True
+        self._stopping, self._ending = True, not self._armed
         self._hurry.set()
-        if not self._armed:
-            time.sleep(BEAT / 2)  # in which the other hosts are told
+        if self._ending:
+            time.sleep(BEAT / 2)  # in which the others are told
             os._exit(0)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             log.warning("SIGTERM: saving and stopping after this step; another one ends the run at once")
@@ -202,6 +202,7 @@ class Watchdog:
             if count != beats or now - self._answered > 2 * BEAT:  # the latter: this process was stopped, or starved
                 beats, since = count, now
             self._answered = now
+            self._pass_on_stop()  # first: those that end at once break their connections
             if self._store.check(["failure"]):
                 self._end(self._store.get("failure").decode())
             elif now - since > self._limit:
@@ -209,17 +210,19 @@ class Watchdog:
                               "network is down")
             elif self._raised.is_set():
                 self._find_cause()
-            self._pass_on_stop()
             self._hurry.wait(BEAT)
             self._hurry.clear()
 
     def _pass_on_stop(self) -> None:
-        if self._stopping:
+        """What the rank that got SIGTERM does all others do, whether they have begun their first step or not."""
+        if self._ending:
+            self._store.set("end", "")
+        elif self._store.check(["end"]):
+            os._exit(0)
+        elif self._stopping:
             self._store.set("stop", "")
         elif self._store.check(["stop"]):
             self._stopping = True
-            if not self._armed:
-                os._exit(0)
 
     def _find_cause(self) -> None:
         """A collective has raised in this rank. After a hang, the first such rank finds out who did not come."""

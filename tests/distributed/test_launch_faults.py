@@ -191,6 +191,24 @@ def test_sigterm_while_the_run_starts_ends_it_at_once(start, end, tmp_path):
     assert code == 0 and errors(out) == [], out
 
 
+@pytest.mark.parametrize("asked", [0, 1])
+def test_sigterm_when_only_one_rank_has_begun(start, end, tmp_path, asked):
+    """Rank 1 waits for rank 0 in its first step. It is asked: both stop after that step. Rank 0 is: both end at once."""
+    process = start(disagree=f"""
+from srpo.watchdog import Watchdog
+arm = Watchdog.arm
+def late(*arguments):
+    time.sleep({3 if asked else 60} if rank == 0 else 0)
+    arm(*arguments)
+    Path("begun").write_text("")
+Watchdog.arm = late""", STEPS="100000", PAUSE="0.01")
+    wait_for((tmp_path / "begun").exists)
+    ranks_of(process)[asked].send_signal(signal.SIGTERM)
+    code, out = end(process)
+    assert code == 0 and errors(out) == [], out
+    assert sorted(re.findall(r"rank (\d) stopped", out)) == (["0", "1"] if asked else [])
+
+
 def test_a_second_sigterm_ends_a_rank_at_once(start, end, tmp_path):
     """Twice at one moment is once: the scheduler's and torchrun's."""
     process = start("step == 3 and time.sleep(600)")
