@@ -135,4 +135,7 @@ def table(summary: dict[str, Any], title: str) -> Table:
 
 
 def _estimate(e: dict[str, float] | None) -> str:
-    return "" if e is None else f"{100 * e['mean']:.1f} [{100 * e['low']:.1f}, {100 * e['high']:.1f}]"
+    if e is None:
+        return ""
+    mean, low, high = ("100" if x == 1 else f"{100 * x:.1f}" for x in (e["mean"], e["low"], e["high"]))
+    return f"{mean} [{low}, {high}]"
