@@ -20,6 +20,9 @@ VARIES = 0.3
 """Standard deviation of the growth's rate from epoch to epoch, as a part of it: a guess that counts as one observed
 difference and gives way to those of the ledger."""
 
+UNKNOWN = 2.0
+"""A growth whose standard error is larger says nothing: hardly a prompt was in both epochs."""
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -28,6 +31,8 @@ class Growth:
     rate: float
     error: float
     varies: float
+    observed: int = 0
+    """Steps from epoch to epoch that it was taken from; 0: assumed."""
 
     def draws(self, rng: np.random.Generator, replicates: int, epochs: int) -> npt.NDArray[np.float64]:
         """[replicates, epochs]"""
@@ -36,13 +41,13 @@ class Growth:
 
 
 def growth(observed: Observed, latent: Latent) -> Growth:
-    """The mean over the observed steps from epoch to epoch; assumed where there is none, or nothing was trained on."""
+    """The mean over the observed steps from epoch to epoch; assumed where none tells anything."""
     signals = observed.signals
-    used = signals[:-1] > 0
+    used = (signals[:-1] > 0) & (latent.error < UNKNOWN)
     if not used.any():
         mean, error = (value / max(signals[-1], 1.0) for value in ASSUMED)
         return Growth(mean, error, VARIES * mean)
     rates, errors = latent.growth[used] / signals[:-1][used], latent.error[used] / signals[:-1][used]
     n, rate = len(rates), float(rates.mean())
     varies = np.sqrt(((VARIES * rate) ** 2 + ((rates - rate) ** 2).sum()) / n)
-    return Growth(rate, float(np.sqrt((errors**2).mean() / n + varies**2 / n)), float(varies))
+    return Growth(rate, float(np.sqrt((errors**2).mean() / n + varies**2 / n)), float(varies), n)

@@ -6,8 +6,9 @@ share (`growth`) and a standard deviation of all (`spread`):
 
     x_1 ~ weights on a grid,   x_{t+1} ~ N(x_t + growth_t, spread^2),   k_t ~ Binomial(G, sigmoid(x_t))
 
-Fitted by expectation-maximization (Baum and Welch, 1970), the weights without a shape assumed (Laird, 1978, the
-nonparametric maximum-likelihood mixture), stopped early, which keeps them smooth. A prompt that an epoch did not have
+Fitted by expectation-maximization (Baum and Welch, 1970). The weights begin as the Beta distribution whose
+beta-binomial has the pass rates' mean and variance, and are then free (Laird, 1978, the nonparametric
+maximum-likelihood mixture) for some iterations only, which keeps them smooth. A prompt that an epoch did not have
 adds no factor there: since what a sampler drops depends on outcomes that the model has seen, selection needs no
 correction (missing at random, Rubin 1976).
 """
@@ -50,7 +51,7 @@ def fit(observed: Observed) -> Latent:
     histories, prompts = _sampled(observed)
     emissions = emission(observed.outcomes)
     steps = histories.shape[1] - 1
-    weights, growth, spread = np.full(len(GRID), 1 / len(GRID)), np.zeros(steps), 0.5
+    weights, growth, spread = beta(observed), np.zeros(steps), 0.5
     for _ in range(_ITERATIONS):
         kernels = [kernel(mean, spread) for mean in growth]
         forward, backward, scale = _passes(histories, emissions, weights, kernels)
@@ -69,6 +70,24 @@ def fit(observed: Observed) -> Latent:
     scores = (np.diff(means, axis=0) - growth[:, None]) / spread**2
     information = (scores**2) @ prompts
     return Latent(weights, growth, 1 / np.sqrt(np.maximum(information, 1e-12)), float(spread))
+
+
+def beta(observed: Observed) -> Array:
+    """[len(GRID)]: the Beta(a, b) of the first epoch's pass rates by moments, its variance within bounds.
+
+    With correlation rho = 1 / (a + b + 1), the variance of k/G is m (1 - m) (rho + (1 - rho) / G): Skellam, 1948.
+    """
+    first = observed.histories[:, 0]
+    samples, correct = np.array(observed.outcomes, float)[first[first >= 0]].T
+    prompts = observed.prompts[first >= 0]
+    mean = np.clip(np.average(correct / samples, weights=prompts), 0.01, 0.99)
+    variance = np.average((correct / samples - mean) ** 2, weights=prompts) / (mean * (1 - mean))
+    noise = np.average(1 / samples, weights=prompts)
+    rho = np.clip((variance - noise) / (1 - noise), 0.02, 0.9)
+    a, b = mean * (1 / rho - 1), (1 - mean) * (1 / rho - 1)
+    log = -a * np.logaddexp(0, -GRID) - b * np.logaddexp(0, GRID)  # density of the log-odds: p^a (1 - p)^b
+    density = np.exp(log - log.max())
+    return density / density.sum()
 
 
 def latest(observed: Observed, latent: Latent, group: npt.NDArray[np.int64]) -> Array:

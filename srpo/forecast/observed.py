@@ -1,7 +1,7 @@
 """What a run's closed epochs showed, as the forecast needs it: a history of outcomes a prompt, equal ones counted once.
 
-Read from the ledger's table `prompts`. Prompts of domains that the latest epoch did not have are left out; an open
-epoch is not read.
+Read from the ledger's table `prompts`. Prompts of domains that the latest epoch did not have are left out, and the
+epochs before the first that saw any of the others; an open epoch is not read.
 """
 
 from __future__ import annotations
@@ -65,6 +65,9 @@ def observed(run: str | Path, last: int | None = None) -> Observed:
     if not closed:
         which = "no epoch has" if not rows else f"none of epochs 1 to {last} has"
         raise UserError(f"{run}: {which} closed yet; a forecast needs the pass rates of one")
+    first = db.execute("SELECT MIN(epoch) FROM prompts WHERE domain IN (SELECT domain FROM prompts WHERE epoch = ?)",
+                       (closed[-1][0],)).fetchone()[0]
+    closed = [(epoch, stage) for epoch, stage in closed if epoch >= first]
     epochs = [epoch for epoch, _ in closed]
     codes, histories, prompts = _histories(db, epochs)
     trained = np.zeros((len(epochs), len(codes)), np.int64)

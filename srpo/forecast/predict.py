@@ -77,19 +77,19 @@ def _basis(run: Path, seen: Observed, latent: Latent, grows: Growth) -> dict[str
             seen.epochs, seen.epochs[1:], latent.growth, latent.error, strict=False)],
         "next_growth": {"log_odds": grows.rate * float(seen.signals[-1]),
                         "error": float(np.hypot(grows.error, grows.varies) * seen.signals[-1])},
-        "spread": latent.spread, "assumptions": _assumptions(seen),
+        "spread": latent.spread, "assumptions": _assumptions(grows.observed),
     }
 
 
-def _assumptions(seen: Observed) -> list[str]:
+def _assumptions(observed_steps: int) -> list[str]:
     lines = ["A prompt's log-odds grow by what the groups trained on could teach (the spread of their correctness), by "
              "the same for all prompts of an epoch and a normal step of its own.",
              "Informative means that correctness differs within a group; a reward's other parts are not reckoned with.",
              "The stage goes on: no domain joins, and prompts that the ledger has not seen do not take part."]
-    if not (seen.signals[:-1] > 0).any():
-        lines.insert(0, f"ASSUMED growth: {ASSUMED[0]} +- {ASSUMED[1]} log-odds to the next epoch, since only a second "
-                        "epoch can show it.")
-    elif len(seen.epochs) == 2:
+    if observed_steps == 0:
+        lines.insert(0, f"ASSUMED growth: {ASSUMED[0]} +- {ASSUMED[1]} log-odds to the next epoch, since the "
+                        "ledger has no prompts of two epochs to tell it from.")
+    elif observed_steps == 1:
         lines.insert(0, f"Growth was observed once; that its rate varies by {VARIES:.0%} an epoch is ASSUMED.")
     return lines
 

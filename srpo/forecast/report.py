@@ -11,12 +11,11 @@ from rich.table import Table
 
 def show_forecast(made: dict[str, Any], console: Console) -> None:
     table = _table(f"The next epochs of {made['run']}, by sampler (90 % intervals)", "sampler", "epoch", "prompts",
-                   "informative", "rollouts", "rollouts per informative group", "steps")
+                   "informative groups", "rollouts", "rollouts a trained one", "steps")
     for name, of in made["of"].items():
         for i, row in enumerate(of["epochs"]):
-            label = f"{name} (the run's)" if name == made["sampler"] else name
-            table.add_row("" if i else label, str(row["epoch"]), _range(row["prompts"], _count),
-                          _range(row["informative_share"], _share), _range(row["rollouts"], _count),
+            table.add_row("" if i else name, str(row["epoch"]), _range(row["prompts"], _count),
+                          _range(row["informative_share"], _percent), _count(row["rollouts"]["mid"]),
                           _range(row["rollouts_per_informative_group"], _cost), f"{row['steps']:,.0f}",
                           end_section=i == len(of["epochs"]) - 1)
     console.print(table)
@@ -29,11 +28,11 @@ def show_forecast(made: dict[str, Any], console: Console) -> None:
 
 
 def show_back_test(made: dict[str, Any], console: Console) -> None:
-    table = _table(f"Forecast of {made['run']} from its epochs to {made['epochs_seen'][-1]}, and what came (sampler "
-                   f"{made['sampler']}, 90 % intervals)", "epoch", "prompts", "came", "", "informative", "came", "")
+    table = _table(f"Forecast of {made['run']} from its epochs to {made['epochs_seen'][-1]}, and what came (90 % "
+                   "intervals)", "epoch", "prompts", "came", "", "informative", "came", "")
     for row in made["epochs"]:
         cells = []
-        for key, form in (("prompts", _count), ("informative_share", _share)):
+        for key, form in (("prompts", _count), ("informative_share", _percent)):
             value = row[key]
             cells += [_range(value, form), form(value["actual"]), "" if value["within"] else "outside"]
         table.add_row(str(row["epoch"]), *cells)
@@ -70,8 +69,8 @@ def _spent(of: dict[str, Any]) -> Table:
 def _basis(made: dict[str, Any], console: Console) -> None:
     epochs, nearest = made["epochs_seen"], made["next_growth"]
     console.print(f"From {made['prompts']:,} prompts x {made['samples']} samples in {len(epochs)} closed "
-                  f"epoch{'s' * (len(epochs) > 1)} (stage {made['stage']}), {made['prompts_per_step']} prompts a step.",
-                  highlight=False)
+                  f"epoch{'s' * (len(epochs) > 1)}, now stage {made['stage']}, sampler {made['sampler']}, "
+                  f"{made['prompts_per_step']} prompts a step.", highlight=False)
     if made["growth"]:
         console.print("Growth in log-odds: " + ", ".join(
             f"epoch {g['from']} to {g['to']}: {g['log_odds']:+.2f} +- {g['error']:.2f}" for g in made["growth"]) +
@@ -85,7 +84,8 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title)
     for column in columns:
         name = column == "sampler"
-        table.add_column(column, justify="left" if name else "right", min_width=11 if name else None)
+        table.add_column(column, justify="left" if name else "right",
+                         min_width=11 if name else max(map(len, column.split()), default=0))
     return table
 
 
@@ -101,6 +101,10 @@ def _count(value: float | None) -> str:
 
 def _millions(value: float) -> str:
     return f"{value / 1e6:,.2f} M" if value else "0"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
 
 
 def _share(value: float) -> str:
