@@ -10,14 +10,14 @@ VIEWS = ("pass_rates", "retention", "flow", "unsolved", "regressed")
 
 SQL = """
 CREATE VIEW IF NOT EXISTS pass_rates AS
-    SELECT epoch, step, stage, domain, prompt_id, samples, correct, CAST(correct AS REAL) / samples AS pass_rate,
+    SELECT epoch, step, stage, domain, prompt_id, samples, correct, CAST(correct AS DOUBLE) / samples AS pass_rate,
         CASE WHEN correct = samples THEN 'correct' WHEN mixed = 1 THEN 'mixed' ELSE 'wrong' END AS state,
-        reward, spread, CAST(tokens AS REAL) / samples AS mean_tokens, truncated, trained
+        reward, spread, CAST(tokens AS DOUBLE) / samples AS mean_tokens, truncated, trained
     FROM prompts;
 
 CREATE VIEW IF NOT EXISTS retention AS
     SELECT epoch, stage, prompts, kept, dropped, returned,
-        CASE WHEN prompts > 0 THEN CAST(kept AS REAL) / prompts END AS retained
+        CASE WHEN prompts > 0 THEN CAST(kept AS DOUBLE) / prompts END AS retained
     FROM epochs;
 
 CREATE VIEW IF NOT EXISTS flow AS
