@@ -56,7 +56,8 @@ def test_pass_rates(made):
             rewards = [r.reward for r in rows]
             expected.add((epoch, rows[0].step, rows[0].stage, rows[0].domain, prompt, 4,
                           sum(r.correct == 1 for r in rows), rate(rows), state(rows), fmean(rewards),
-                          max(rewards) - min(rewards), fmean(r.tokens for r in rows), sum(r.truncated for r in rows), 1))
+                          max(rewards) - min(rewards), fmean(r.tokens for r in rows), sum(r.truncated for r in rows),
+                          1))
     assert set(view(db, "pass_rates")) == expected and len(view(db, "pass_rates")) == len(expected)
     assert {row[8] for row in expected} == {"wrong", "mixed", "correct"}
 
