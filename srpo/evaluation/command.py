@@ -118,7 +118,9 @@ def _longest(model: Path, sets: Sequence[DataSet], chosen: Settings) -> int:
     name = max(prompts, key=lambda i: len(prompts[i]))
     longest, described = len(prompts[name]), json.loads((model / "config.json").read_text())
     limit = described.get("max_position_embeddings")
-    if limit and not described.get("rope_scaling") and longest + chosen.max_tokens > limit:
+    rope = described.get("rope_parameters") or described.get("rope_scaling") or {}
+    stretched = rope.get("rope_type", rope.get("type", "default")) != "default"  # then vLLM knows how far
+    if limit and not stretched and longest + chosen.max_tokens > limit:
         raise UserError(f"--max-tokens = {chosen.max_tokens}: with the {longest} tokens of problem {name!r} it exceeds "
                         f"the model's {limit} positions; at most {limit - longest}")
     return longest
