@@ -219,6 +219,16 @@ def test_a_measured_pass_rate_counts_until_the_run_has_its_own(make):
         0, "epoch 1: 2 of 10 prompts are left out for their measured pass rate")
 
 
+def test_what_is_measured_anew_is_nothing_to_a_run_that_has_begun(make):
+    config = Resample(sampler="difficulty")
+    c = make(config, pass_rates={"m0": 1.0})
+    run(c, config, lambda prompt, epoch: 2, steps=4)
+    resumed = make(config, pass_rates={"m1": 1.0})
+    resumed.load_state_dict(c.state_dict())
+    run(resumed, config, lambda prompt, epoch: 2)
+    assert query(resumed, "SELECT prompt_id FROM decisions WHERE decision = 'dropped'") == [("m0",)]
+
+
 def test_prompts_are_left_out_once_also_where_that_empties_the_first_stage(make):
     config = Resample(sampler="difficulty")
     stages = [Stage(name=n, domains=["math"], until="epochs", epochs=1) for n in ("one", "two")]
