@@ -43,13 +43,10 @@ class Transport:
         rank = dist.get_rank() - plan.first
         self.copies = [(_view(target, m.write), _view(source, m.read)) for m in plan.copies[rank]]
         self.padding = [_view(target, part) for part in plan.padding[rank]]
-        self.rounds: list[list[_Transfer]] = []
-        for moves in plan.rounds:
-            mine = [_Transfer(m.target + plan.first, _view(target if m.relayed else source, m.read), False)
-                    if m.source == rank else _Transfer(m.source + plan.first, _view(target, m.write), True)
-                    for m in moves if rank in (m.source, m.target)]
-            if mine:
-                self.rounds.append(mine)
+        # Also those in which this rank has nothing to do: what it passes on has landed two of the plan's rounds later.
+        self.rounds = [[_Transfer(m.target + plan.first, _view(target if m.relayed else source, m.read), False)
+                        if m.source == rank else _Transfer(m.source + plan.first, _view(target, m.write), True)
+                        for m in moves if rank in (m.source, m.target)] for moves in plan.rounds]
 
     @torch.no_grad()
     def run(self) -> int:
@@ -81,7 +78,7 @@ def _launch(transfers: list[_Transfer]) -> _Flight:
             buffer = view.contiguous()
             departures.append(buffer)
         operations.append(dist.P2POp(dist.irecv if arrives else dist.isend, buffer, peer))
-    return _Flight(dist.batch_isend_irecv(operations), arrivals, departures)
+    return _Flight(dist.batch_isend_irecv(operations) if operations else [], arrivals, departures)
 
 
 def _land(flight: _Flight) -> int:
