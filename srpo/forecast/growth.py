@@ -14,7 +14,7 @@ import numpy.typing as npt
 from srpo.forecast.latent import Latent
 from srpo.forecast.observed import Observed
 
-ASSUMED = (0.5, 0.5)
+ASSUMED = (0.75, 0.75)
 """Mean and standard deviation of the first epoch's growth in log-odds where only one epoch has closed."""
 VARIES = 0.3
 """Standard deviation of the growth's rate from epoch to epoch, as a part of it: a guess that counts as one observed

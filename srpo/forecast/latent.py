@@ -1,16 +1,17 @@
 """How able the policy is at each prompt: a hidden Markov model over log-odds, fitted to the pass rates.
 
 k of G correct is a noisy measure of a latent probability p. A prompt's log-odds x = logit(p) have an unknown
-distribution at the first epoch and grow from one epoch to the next by a normal step, of a mean that the epoch's prompts
-share (`growth`) and a standard deviation of all (`spread`):
+distribution in the epoch f that first has it, and grow from one epoch to the next by a normal step, of a mean that the
+epoch's prompts share (`growth`) and a standard deviation of all (`spread`):
 
-    x_1 ~ weights on a grid,   x_{t+1} ~ N(x_t + growth_t, spread^2),   k_t ~ Binomial(G, sigmoid(x_t))
+    x_f ~ weights_f on a grid,   x_{t+1} ~ N(x_t + growth_t, spread^2),   k_t ~ Binomial(G, sigmoid(x_t))
 
 Fitted by expectation-maximization (Baum and Welch, 1970). The weights begin as the Beta distribution whose
 beta-binomial has the pass rates' mean and variance, and are then free (Laird, 1978, the nonparametric
 maximum-likelihood mixture) for some iterations only, which keeps them smooth. A prompt that an epoch did not have
-adds no factor there: since what a sampler drops depends on outcomes that the model has seen, selection needs no
-correction (missing at random, Rubin 1976).
+later adds no factor there: since what a sampler drops depends on outcomes that the model has seen, selection needs no
+correction (missing at random, Rubin 1976). Prompts that join later, as a stage brings new ones, may differ from the
+first: hence weights of their own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CHUNK = 20_000
 @dataclass(frozen=True)
 class Latent:
     """`growth`, `error` [E - 1]: mean gain in log-odds from each epoch to the next, and its standard error; `weights`
-    [len(GRID)]: of the first epoch; `spread`: of one prompt's gain."""
+    [E, len(GRID)]: of the prompts that each epoch is the first to have; `spread`: of one prompt's gain."""
 
     weights: Array
     growth: Array
@@ -50,36 +51,47 @@ def fit(observed: Observed) -> Latent:
     """Deterministic. The error is from the scores' outer product, for the growth alone."""
     histories, prompts = _sampled(observed)
     emissions = emission(observed.outcomes)
-    steps = histories.shape[1] - 1
+    first, steps = _first(histories), histories.shape[1] - 1
     weights, growth, spread = beta(observed), np.zeros(steps), 0.5
+    gain = GRID[None, :] - GRID[:, None]
     for _ in range(_ITERATIONS):
         kernels = [kernel(mean, spread) for mean in growth]
         forward, backward, scale = _passes(histories, emissions, weights, kernels)
-        weights = prompts @ (forward[0] * backward[0]) / prompts.sum()
-        squares = 0.0
+        for t in np.unique(first):
+            new = first == t
+            weights[t] = prompts[new] @ (forward[t] * backward[t])[new] / prompts[new].sum()
+        squares = total = 0.0
         for t in range(steps):
             ahead = backward[t + 1] * _likelihood(histories, emissions, t + 1)
-            pairs = kernels[t] * (forward[t].T @ (ahead * (prompts / scale[t + 1])[:, None]))
-            gain = GRID[None, :] - GRID[:, None]
+            pairs = kernels[t] * (forward[t].T @ (ahead * (prompts * (first <= t) / scale[t + 1])[:, None]))
             growth[t] = (pairs * gain).sum() / pairs.sum()
-            squares += (pairs * (gain - growth[t]) ** 2).sum() / pairs.sum()
-        spread = max(np.sqrt(squares / steps), _NARROWEST) if steps else spread
+            squares += (pairs * (gain - growth[t]) ** 2).sum()
+            total += pairs.sum()
+        spread = max(np.sqrt(squares / total), _NARROWEST) if steps else spread
     kernels = [kernel(mean, spread) for mean in growth]
     forward, backward, _ = _passes(histories, emissions, weights, kernels)
     means = np.array([(f * b) @ GRID for f, b in zip(forward, backward, strict=True)])
-    scores = (np.diff(means, axis=0) - growth[:, None]) / spread**2
+    scores = (np.diff(means, axis=0) - growth[:, None]) / spread**2 * (first <= np.arange(steps)[:, None])
     information = (scores**2) @ prompts
     return Latent(weights, growth, 1 / np.sqrt(np.maximum(information, 1e-12)), float(spread))
 
 
 def beta(observed: Observed) -> Array:
-    """[len(GRID)]: the Beta(a, b) of the first epoch's pass rates by moments, its variance within bounds.
+    """[E, len(GRID)]: of the prompts that each epoch is the first to have, the Beta(a, b) of their pass rates in it by
+    moments, its variance within bounds; uniform in log-odds where there are none.
 
     With correlation rho = 1 / (a + b + 1), the variance of k/G is m (1 - m) (rho + (1 - rho) / G): Skellam, 1948.
     """
-    first = observed.histories[:, 0]
-    samples, correct = np.array(observed.outcomes, float)[first[first >= 0]].T
-    prompts = observed.prompts[first >= 0]
+    first, epochs = _first(observed.histories), observed.histories.shape[1]
+    weights = np.full((epochs, len(GRID)), 1 / len(GRID))
+    for t in np.unique(first):
+        weights[t] = _beta(np.array(observed.outcomes, float)[observed.histories[first == t, t]],
+                           observed.prompts[first == t])
+    return weights
+
+
+def _beta(outcomes: Array, prompts: npt.NDArray[np.int64]) -> Array:
+    samples, correct = outcomes.T
     mean = np.clip(np.average(correct / samples, weights=prompts), 0.01, 0.99)
     variance = np.average((correct / samples - mean) ** 2, weights=prompts) / (mean * (1 - mean))
     noise = np.average(1 / samples, weights=prompts)
@@ -98,12 +110,8 @@ def latest(observed: Observed, latent: Latent, group: npt.NDArray[np.int64]) -> 
     totals = np.zeros((group.max() + 1, len(GRID)))
     for start in range(0, len(group), _CHUNK):
         part = slice(start, start + _CHUNK)
-        state = np.broadcast_to(latent.weights, (len(group[part]), len(GRID)))
-        for t in range(observed.histories.shape[1]):
-            state = state @ kernels[t - 1] if t else state
-            state = state * _likelihood(observed.histories[part], emissions, t)
-            state = state / state.sum(1, keepdims=True)
-        np.add.at(totals, group[part], state * observed.prompts[part, None])
+        forward, _ = _forward(observed.histories[part], emissions, latent.weights, kernels)
+        np.add.at(totals, group[part], forward[-1] * observed.prompts[part, None])
     return totals
 
 
@@ -126,17 +134,31 @@ def _likelihood(histories: npt.NDArray[np.int32], emissions: Array, t: int) -> A
     return np.concatenate([emissions, np.ones((1, len(GRID)))])[histories[:, t]]
 
 
-def _passes(histories: npt.NDArray[np.int32], emissions: Array, weights: Array,
-            kernels: list[Array]) -> tuple[list[Array], list[Array], list[Array]]:
-    """Forward and backward variables [H, len(GRID)] of each epoch, whose product is the posterior, and the scales [H]
-    (Rabiner, 1989)."""
+def _first(histories: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """[H]: the epoch that was the first to have each."""
+    return (histories >= 0).argmax(1)
+
+
+def _forward(histories: npt.NDArray[np.int32], emissions: Array, weights: Array,
+             kernels: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Forward variables [H, len(GRID)] and scales [H] of each epoch (Rabiner, 1989); before a prompt's first epoch they
+    are of no meaning."""
+    first = _first(histories)
     forward: list[Array] = []
     scale: list[Array] = []
     for t in range(len(kernels) + 1):
-        prior = forward[-1] @ kernels[t - 1] if t else weights
+        prior = forward[-1] @ kernels[t - 1] if t else np.full((len(histories), len(GRID)), 1 / len(GRID))
+        prior[first == t] = weights[t]
         state = prior * _likelihood(histories, emissions, t)
         scale.append(state.sum(1))
         forward.append(state / scale[-1][:, None])
+    return forward, scale
+
+
+def _passes(histories: npt.NDArray[np.int32], emissions: Array, weights: Array,
+            kernels: list[Array]) -> tuple[list[Array], list[Array], list[Array]]:
+    """Forward and backward variables of each epoch, whose product is the posterior, and scales."""
+    forward, scale = _forward(histories, emissions, weights, kernels)
     backward = [np.ones_like(forward[0])]
     for t in range(len(kernels), 0, -1):
         back = (backward[0] * _likelihood(histories, emissions, t)) @ kernels[t - 1].T

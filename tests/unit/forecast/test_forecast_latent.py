@@ -37,7 +37,7 @@ def test_all_correct_under_a_beta_distribution(a, b):
     data = seen(range(samples + 1), prompts, samples)
     fitted = fit(data)
     again = binomial(GRID, samples)[:, -1]
-    assert fitted.weights @ again == pytest.approx(beta_binomial(a, b, samples)[-1], rel=0.02)
+    assert fitted.weights[0] @ again == pytest.approx(beta_binomial(a, b, samples)[-1], rel=0.02)
     last = latest(data, fitted, np.arange(samples + 1))[-1]
     assert last @ again / last.sum() == pytest.approx(
         beta_binomial(a, b, 2 * samples)[-1] / beta_binomial(a, b, samples)[-1], rel=0.02)
@@ -66,9 +66,20 @@ def test_dropped_prompts_do_not_bias_the_growth(tmp_path):
 def test_an_epoch_without_the_prompt_adds_nothing():
     data = seen([[3, -1], [1, 2], [-1, 4]], np.array([10, 20, 30]), 4, epochs=2)
     fitted = fit(data)
-    state = fitted.weights * emission(data.outcomes)[3]
+    state = fitted.weights[0] * emission(data.outcomes)[3]
     moved = state / state.sum() @ kernel(fitted.growth[0], fitted.spread)
     np.testing.assert_allclose(latest(data, fitted, np.arange(3))[0], 10 * moved, rtol=1e-9)
+
+
+def test_harder_prompts_that_join_later_do_not_look_like_lost_skill(tmp_path):
+    """Half the prompts are first seen in the second epoch, and mostly wrong; the others stand still."""
+    even = np.round(beta_binomial(8, 8, 8) * 400).astype(np.int64)
+    hard = np.round(beta_binomial(1, 12, 8) * 400).astype(np.int64)
+    pairs = [(k, k) for k in range(9)] + [(-1, k) for k in range(9)]
+    data = seen(pairs, np.concatenate([even, hard]), 8, epochs=2)
+    fitted = fit(data)
+    assert fitted.growth[0] == pytest.approx(0, abs=0.05)
+    assert fitted.weights[1] @ GRID < fitted.weights[0] @ GRID - 1.5
 
 
 def test_every_prompt_is_somewhere():
