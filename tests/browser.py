@@ -59,8 +59,8 @@ class View:
 
     def titles(self, condition: str) -> list[str]:
         """Titles of the cards, of those that are shown, for which a JavaScript condition on `card` holds."""
-        return self.page.evaluate(f"cards.filter((c) => !c.node.hidden).map((c) => c.node).filter((card) => {condition})"
-                                  ".map((card) => card.querySelector('h3').textContent)")
+        return self.page.evaluate("cards.filter((c) => !c.node.hidden).map((c) => c.node)"
+                                  f".filter((card) => {condition}).map((card) => card.querySelector('h3').textContent)")
 
     def empty(self) -> list[str]:
         """Cards that show neither a mark of their data nor a note."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 BINS = ("never solved", "below half", "half or more", "always solved", "not in the epoch")
@@ -32,11 +33,13 @@ def steps(db: sqlite3.Connection) -> list[dict[str, Any]]:
     have an advantage and that the update used, and advantage_rate: their number per 1,000 rollouts.
     """
     found: dict[int, dict[str, Any]] = {}
-    sums: dict[int, Counter[str]] = {}
+    sums: dict[int, dict[str, float]] = {}
     for step, domain, epoch, stage, *values in db.execute(_STEPS):
         row = found.setdefault(step, {"step": step, "epoch": epoch, "stage": stage})
         part = dict(zip(_SUMS, values, strict=True))
-        sums.setdefault(step, Counter()).update(part)
+        total = sums.setdefault(step, dict.fromkeys(_SUMS, 0))
+        for name, value in part.items():
+            total[name] += value
         row |= _figures(part, domain)
     for step, total in sums.items():
         found[step] |= _figures(total, _ALL)
@@ -46,7 +49,7 @@ def steps(db: sqlite3.Connection) -> list[dict[str, Any]]:
 _SUMS = ("groups", "rollouts", "reward", "tokens", "truncated", "identical", "correct", "wrong", "advantage")
 
 
-def _figures(sums: dict[str, float], domain: str) -> dict[str, float]:
+def _figures(sums: Mapping[str, float], domain: str) -> dict[str, float]:
     groups, rollouts = sums["groups"], sums["rollouts"]
     figures = {
         "reward": sums["reward"] / rollouts, "length": sums["tokens"] / rollouts,

@@ -23,14 +23,15 @@ def page(report: dict[str, Any]) -> str:
     import vl_convert  # Vega, Vega-Lite and Vega-Embed as one script; takes a second or two
 
     web = files("srpo.report") / "web"
-    scripts = [vl_convert.javascript_bundle(), "\n".join((web / name).read_text(encoding="utf-8") for name in SCRIPTS)]
+    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    scripts = [library, "\n".join((web / name).read_text(encoding="utf-8") for name in SCRIPTS)]
     for script in scripts:
         if "</script" in script or "<!--" in script:
             raise ValueError("a script of the page would end its own element")
     digests = " ".join(f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return Template((web / "page.html").read_text(encoding="utf-8")).substitute(
         digests=digests, style=(web / "page.css").read_text(encoding="utf-8"), data=embedded(report),
-        library=scripts[0], scripts=scripts[1])
+        library=library, scripts=scripts[1])
 
 
 def embedded(value: Any) -> str:

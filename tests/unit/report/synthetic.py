@@ -17,8 +17,8 @@ from srpo.control.ledger import Decision, Ledger, RolloutRow
 HOSTILE = ("</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">",
            "a\u2028b\u2029c", "\ud800 alone", "'\"`\\ ${document.title='owned'}", "<!-- <script>", "]]> &lt;b&gt;")
 """What a policy may write."""
-PHRASES = (("Let me check this again.", 0.3), ("Wait, that is not right.", 0.1), ("Alternatively, try another way.", 0.2),
-           ("```python\nprint(6 * 7)\n```", 0.05), ("I add them up.", 0.4))
+PHRASES = (("Let me check this again.", 0.3), ("Wait, that is not right.", 0.1),
+           ("Alternatively, try another way.", 0.2), ("```python\nprint(6 * 7)\n```", 0.05), ("I add them up.", 0.4))
 """What a response may hold, and how likely that is in the first step."""
 
 
@@ -37,7 +37,7 @@ class Shape:
 
 def write(folder: Path, shape: Shape | None = None, *, sampler: str = "history", finished: bool = True,
           responses: tuple[str, ...] = ()) -> Path:
-    """A run folder: ledger, metrics.jsonl, config.yaml and stored responses. `responses` are stored in its first step."""
+    """A run folder: ledger, metrics.jsonl, config.yaml and stored responses. Its first step stores `responses`."""
     shape = shape or Shape()
     rng = random.Random(shape.seed)
     folder.mkdir(parents=True)

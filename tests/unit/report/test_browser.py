@@ -15,6 +15,7 @@ from srpo.report.page import page
 from tests.browser import View, chromium
 
 SHAPE = synthetic.Shape(steps=24, stage_at=11, per_epoch=3, stored=8)
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 LIGHT, DARK = "rgb(246, 247, 249)", "rgb(15, 18, 23)"
 
 
@@ -52,7 +53,7 @@ def test_every_plot_is_drawn_and_nothing_complains(browser, pages, name, width, 
         assert [note for note in view.notes() if not note.startswith("Mean length")] == []
     assert len(view.titles("true")) > 35
     assert view.overflow() == 0
-    assert view.page.evaluate("getComputedStyle(document.body).backgroundColor") == (DARK if scheme == "dark" else LIGHT)
+    assert view.page.evaluate(BACKGROUND) == (DARK if scheme == "dark" else LIGHT)
     assert "owned" not in view.page.title()
     view.page.close()
 
@@ -116,11 +117,10 @@ def test_controls(browser, pages):
     view.page.evaluate("smoothing.value = 0; smoothing.oninput()")
     view.page.wait_for_function(f"{lines} === 1")
     view.page.select_option("#axis", "rollouts")
-    view.page.wait_for_function("cards[0].node.querySelector('.role-axis-title')?.textContent.includes('rollouts')"
-                                " || cards[0].node.textContent.includes('rollouts')")
+    view.page.wait_for_function("cards[0].node.textContent.includes('rollouts')")
     view.page.click("#theme")  # light
     view.page.click("#theme")  # dark
-    assert view.page.evaluate("getComputedStyle(document.body).backgroundColor") == DARK
+    assert view.page.evaluate(BACKGROUND) == DARK
     view.draw()
     assert view.complaints == [] and view.empty() == []
     view.page.close()
@@ -129,7 +129,6 @@ def test_controls(browser, pages):
 def test_the_value_under_the_pointer(browser, pages):
     view = View(browser, pages["one"])
     view.draw()
-    box = view.page.locator(".plot svg").first.bounding_box()
     view.page.locator(".plot svg").first.scroll_into_view_if_needed()
     box = view.page.locator(".plot svg").first.bounding_box()
     view.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 80)

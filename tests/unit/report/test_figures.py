@@ -127,7 +127,8 @@ def test_epochs_and_flow(run, shown):
     expected = [Counter((state(a.get(p)), state(b.get(p))) for p in a.keys() | b.keys())
                 for a, b in pairwise(epochs.values())]
     assert shown["flow"]["epochs"] == list(epochs)
-    found = [{(i, j): n for i, row in enumerate(matrix) for j, n in enumerate(row) if n} for matrix in shown["flow"]["flow"]]
+    found = [{(i, j): n for i, row in enumerate(matrix) for j, n in enumerate(row) if n}
+             for matrix in shown["flow"]["flow"]]
     assert found == expected and any(i == 4 for moves in found for i, _ in moves)
 
 
