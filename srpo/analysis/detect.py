@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 WINDOW = 48
 """Bytes of text that are compared in search of repetition: about nine English words, sixteen Chinese characters. A long
 formula is shorter; what is as long and written twice was copied."""
-LANGUAGE_BUDGET = 100_000
+LANGUAGE_BUDGET = 25_000
 """Characters of a batch whose language is asked for: it costs 0.5 ms a thousand, all else together a twentieth."""
 
 _STATED = (r"(?:[=≈:：]|\b(?:is|are|get|gives|equals|so|thus|hence|therefore|total|answer)\b|boxed\{|是|为|得|有|共|约)"
@@ -70,14 +70,17 @@ class Batch:
         return contains(pa.array([text[answered(text):] for text in texts], pa.string()), expression)
 
     def bare_prompts(self) -> list[str]:
-        """Prompts without what all of the batch begin and end with: the template, which has a language of its own."""
+        """Prompts without what all of the batch begin and end with: the template, which has a language of its own. One
+        that leaves no words of itself is taken whole."""
         prompts = self._prompts.to_pylist()
         if len(set(prompts)) < 2:
             return prompts
         head = len(os.path.commonprefix(prompts))
         rest = [prompt[head:] for prompt in prompts]
         tail = len(os.path.commonprefix([text[::-1] for text in rest]))
-        return [text[:len(text) - tail] for text in rest]
+        rest = [text[:len(text) - tail] for text in rest]
+        return [bare if sum(map(str.isalpha, bare)) >= 4 else prompt
+                for bare, prompt in zip(rest, prompts, strict=True)]
 
 
 def contains(texts: pa.Array, expression: str) -> Mask:
@@ -91,14 +94,14 @@ def answered(text: str) -> int:
     digit or letter goes on from it.
     """
     answer = extract(text)
-    stated = answer and re.search(_STATED + re.escape(answer) + r"(?!\.?[\w/^])", text)
+    stated = answer and re.search(_STATED + re.escape(answer) + r"(?!\.?[\w/^])", text, re.IGNORECASE)
     return stated.end() if stated else len(text)
 
 
 def repeated(text: str) -> float:
-    """Share, in [0, 1], of the text's windows of `WINDOW` bytes that were there before."""
-    hashes = windows(text)
-    return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
+    """Share, in [0, 1], of the text's windows of `WINDOW` bytes, after the first, that were there before."""
+    hashes = np.sort(windows(text))  # ten times as fast as np.unique, which hashes
+    return float(np.mean(hashes[1:] == hashes[:-1])) if len(hashes) > 1 else 0.0
 
 
 def windows(text: str) -> npt.NDArray[np.uint64]:

@@ -50,15 +50,17 @@ def examples(batch: pa.RecordBatch, texts: Batch, name: str, patterns: Patterns,
 
 
 def _place(text: str, texts: Batch, i: int, name: str, patterns: Patterns) -> tuple[int, int]:
-    """Start and end, in characters, of the first place where the response shows the pattern."""
+    """Start and end, in characters, of the first place where the response shows the pattern; of what it repeats most
+    often or of the sentence most foreign, where that is the pattern."""
     pattern = patterns.patterns[name]
     if pattern.repeated:
-        _, first, which = np.unique(windows(text), return_index=True, return_inverse=True)
-        again = int(np.flatnonzero(first[which] < np.arange(len(which)))[0])
+        hashes = windows(text)
+        values, counts = np.unique(hashes, return_counts=True)
+        again = int(np.flatnonzero(hashes == values[counts.argmax()])[1])
         return _characters(text, again, again + WINDOW)
     if pattern.mixing:
         prompt = texts.bare_prompts()[i]
-        foreign = max(_SENTENCE.finditer(text), key=lambda m: mixing(prompt, m[0]))
+        foreign = max(_SENTENCE.finditer(text), key=lambda m: len(m[0]) * mixing(prompt, m[0]))
         return foreign.span()
     begin = answered(text) if pattern.after_answer else 0
     span = pc.extract_regex_span(pa.array([text[begin:]]), f"(?P<m>{any_of(patterns.expressions[name])})")

@@ -162,6 +162,5 @@ def _evenly(found: Sequence[Example], patterns: Patterns, count: int) -> list[Ex
     chosen = []
     for name in patterns.patterns:
         own = [example for example in found if example.pattern == name]
-        places = {round(i * (len(own) - 1) / max(1, count - 1)) for i in range(min(count, len(own)))}
-        chosen += [own[i] for i in sorted(places)]
+        chosen += [own[(2 * i + 1) * len(own) // (2 * count)] for i in range(count)] if len(own) > count else own
     return chosen

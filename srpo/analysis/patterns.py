@@ -74,10 +74,14 @@ class Patterns:
 
 def expression(keyword: str) -> str:
     """RE2 of a keyword, with flags; see patterns.yaml for what is added to it."""
-    inner = keyword.replace(" ", r"\s+").replace("'", "['\u2019]")
+    inner = _inner(keyword)
     before = r"\b" if _letter(keyword[:1]) else ""
     after = r"\b" if _letter(keyword[-1:]) and keyword[-2:-1] != "\\" else ""
     return f"(?im:{before}(?:{inner}){after})"
+
+
+def _inner(keyword: str) -> str:
+    return keyword.replace(" ", r"\s+").replace("'", "['\u2019]")
 
 
 def any_of(expressions: dict[str, str]) -> str:
@@ -90,7 +94,7 @@ def _letter(character: str) -> bool:
 
 def _check(where: str, keyword: str) -> None:
     try:
-        if pc.match_substring_regex(pa.array([""]), expression(keyword))[0].as_py():
+        if pc.match_substring_regex(pa.array([""]), f"(?im:{_inner(keyword)})")[0].as_py():
             raise UserError(f"{where}: matches the empty text, and so everything; say what has to be there")
     except pa.ArrowInvalid as e:
         reason = str(e).removeprefix("Invalid regular expression: ").split(": ")[0]

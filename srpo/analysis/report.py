@@ -20,6 +20,8 @@ BINS = 8
 """Columns of equally many steps."""
 KEYWORDS = 8
 """Of each pattern, the most frequent ones."""
+WIDTH = 70
+"""Characters of a keyword."""
 
 
 def show(run: Path, patterns: Patterns, analysis: Analysis, console: Console | None = None) -> None:
@@ -61,7 +63,7 @@ def _bins(steps: Sequence[int]) -> dict[int, tuple[int, int]]:
     """First and last step of each step's bin."""
     count = min(BINS, len(steps))
     place = {step: i * count // len(steps) for i, step in enumerate(steps)}
-    edges = {}
+    edges: dict[int, tuple[int, int]] = {}
     for _, group in groupby(steps, place.__getitem__):
         members = list(group)
         edges |= dict.fromkeys(members, (members[0], members[-1]))
@@ -96,6 +98,7 @@ def _keywords(analysis: Analysis, rows: Sequence[Frequency]) -> Table:
     totals = {row.pattern: row.responses for row in pooled(rows, "pattern")}
     for name, counts in analysis.keywords.items():
         for keyword, count in counts.most_common(KEYWORDS):
+            keyword = keyword if len(keyword) <= WIDTH else f"{keyword[:WIDTH - 3]}..."
             table.add_row(name, Text(keyword), f"{count:,}", f"{100 * count / totals[name]:.1f}")
     return table
 
