@@ -25,10 +25,13 @@ class Toy:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config = Config.model_validate({"run": str(path), "model": {"path": "m"}, "data": {"train": ["d"]},
-                                             "stages": STAGES})
         path.mkdir()
-        (path / "config.yaml").write_text(dump(self.config))
+        self.configure(STAGES)
+
+    def configure(self, stages: list[dict]) -> None:
+        self.config = Config.model_validate({"run": str(self.path), "model": {"path": "m"}, "data": {"train": ["d"]},
+                                             "stages": stages})
+        (self.path / "config.yaml").write_text(dump(self.config))
 
     def __enter__(self) -> "Toy":
         self.lock = folder.claim(self.path)
@@ -154,6 +157,18 @@ def test_the_last_stage_ends_the_run_which_stays_ended(toy: Toy):
     assert "finished; 10 steps saved\n" in toy.shown()
     with toy:
         assert toy.plan is None
+
+
+def test_a_finished_run_that_was_made_longer_goes_on(toy: Toy):
+    with toy:
+        toy.steps(20)
+        toy.save()
+        assert toy.line("programs")[-1] == "ended: 9 steps"
+    toy.configure([STAGES[0], STAGES[1] | {"steps": 12}])
+    with toy:
+        toy.steps(1)
+        assert toy.line("programs")[2:] == ["10", "3", "0.600", "until 12 steps"]
+        assert end_stage(toy.path)
 
 
 def test_the_current_stage_tells_what_it_lacks(toy: Toy):

@@ -76,6 +76,7 @@ def test_a_step_weighs_as_much_as_it_has_rollouts():
 def test_there_is_no_trend_without_steps_that_share_their_prompts():
     assert trend(steps([0.5] * 4)) is None and trend(steps([0.5] * 5)) is not None
     assert trend(steps([0.5] * 50, since=lambda i: i)) is None
+    assert trend(steps([0.5] * 6, since=lambda i: i // 2)) is None
     assert trend(steps([0.5] * 50, since=lambda i: i // 2)) is not None
 
 
