@@ -25,10 +25,9 @@ def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
                         "Transformer Engine's attention only, which is not used here; set it to 1, and for long "
                         "responses parallel.recompute = 'full', parallel.sequence and a larger parallel.tensor")
     _check_training(p, hf)
-    model_parallel = p.tensor * p.pipeline
-    _divides("parallel.tensor x parallel.pipeline", model_parallel, f"the launch's {world_size} ranks", world_size)
+    _divides("parallel.tensor x parallel.pipeline", p.ranks, f"the launch's {world_size} ranks", world_size)
     _check_rollout(config, hf, world_size, _gpu() if gpu is None else gpu)
-    replicas = world_size // model_parallel
+    replicas = world_size // p.ranks
     if b.prompts % replicas:
         raise UserError(f"batch.prompts = {b.prompts}: must divide over {replicas} data-parallel replicas; "
                         f"nearest: {_nearest(b.prompts, replicas)}")
@@ -87,8 +86,8 @@ def _check_rollout(config: Config, hf: dict[str, Any], world_size: int, gpu: boo
                         "it at 1 and set rollout.tensor")
     key = "rollout.tensor"
     if r.tensor is None:
-        _divides("rollout.pipeline", r.pipeline, f"the {p.tensor * p.pipeline} ranks that hold one copy of the trained "
-                 "model (or set rollout.tensor)", p.tensor * p.pipeline)
+        _divides("rollout.pipeline", r.pipeline, f"the {p.ranks} ranks that hold one copy of the trained model "
+                 "(or set rollout.tensor)", p.ranks)
         key = "parallel.tensor x parallel.pipeline (vLLM's tensor-parallel size)"
     kv_heads, layers, split = _kv_heads(hf), hf["num_hidden_layers"], _split(hf)
     for what, size in split.items():

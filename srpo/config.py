@@ -63,6 +63,11 @@ class Parallel(Section):
     (float32: 8) x weights of this rank / data-parallel ranks. Gradients are dropped while vLLM generates: 4 bytes x
     weights of this rank more for the KV cache."""
 
+    @property
+    def ranks(self) -> int:
+        """Ranks that hold one copy of the trained model."""
+        return self.tensor * self.pipeline
+
 
 class Data(Section):
     train: list[str] = Field(min_length=1)
@@ -322,7 +327,7 @@ class Config(Section):
     @property
     def rollout_tensor(self) -> int:
         """vLLM's tensor-parallel size, also when it is left to us."""
-        return self.rollout.tensor or max(1, self.parallel.tensor * self.parallel.pipeline // self.rollout.pipeline)
+        return self.rollout.tensor or max(1, self.parallel.ranks // self.rollout.pipeline)
 
     @property
     def rollout_ranks(self) -> int:

@@ -66,8 +66,7 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.rank = dist.get_rank()
-        self.replicas = dist.get_world_size() // (config.parallel.tensor * config.parallel.pipeline)
-        self.replica = self.rank // (config.parallel.tensor * config.parallel.pipeline)
+        self.replicas, self.replica = dist.get_world_size() // config.parallel.ranks, self.rank // config.parallel.ranks
         self.folder = Path(config.run)
         if self.rank == 0:
             self.lock = folder.claim(self.folder)
@@ -91,7 +90,7 @@ class Run:
                                          config.rollout.oversample, ByHand(self.folder),
                                          {p.id: p.pass_rate for p in problems if p.pass_rate is not None})
         self.sampler = sampler(config.resample)
-        self.stragglers = Stragglers(config.parallel.tensor * config.parallel.pipeline)
+        self.stragglers = Stragglers(config.parallel.ranks)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0

@@ -31,7 +31,7 @@ class Job:
     @property
     def data(self) -> int:
         """Data-parallel ranks, over which the optimizer's state is divided."""
-        return self.gpus // (self.tensor * self.pipeline)
+        return self.gpus // self.config.parallel.ranks
 
     @property
     def replicas(self) -> int:

@@ -93,7 +93,7 @@ class Rates:
 
     def data_parallel(self, job: Job) -> float:
         """Bytes/s of one group's ring: replicas are strided by their ranks, and a node's groups share its adapters."""
-        model = job.tensor * job.pipeline
+        model = job.config.parallel.ranks
         node = int(self.gpu.node.value)
         if job.gpus <= node:
             return self.message(job.gpus)
@@ -109,7 +109,7 @@ def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -
     adamw = ADAMW_PASSES * FLOAT32 * elements / job.data
     offloaded = memory.optimizer_state(job, elements) if config.parallel.offload else 0
     moved = sync(job)
-    block = max(job.tensor * job.pipeline, config.rollout_ranks)
+    block = max(config.parallel.ranks, config.rollout_ranks)
     attention = 2 * work.squares * shape.query * shape.layers
     return Times(
         generation=decode(decoder(job, gpu), job, work) if generation is None else generation,
@@ -174,7 +174,7 @@ def _passes(job: Job, rates: Rates, work: Workload) -> tuple[float, float, float
     (recomputation in it), and of the exchange of gradients and parameters in one update."""
     read, squares, rows = work.read / job.data, work.squares / job.data, work.tokens / job.data
     shape, b, gpu = job.shape, job.itemsize, rates.gpu
-    ranks = job.tensor * job.pipeline
+    ranks = job.config.parallel.ranks
     updates = job.config.batch.updates
     micro_batches = updates * job.micro_batches(read / updates)
     products = 2 * shape.matrices * read / ranks / rates.matmul
