@@ -9,8 +9,9 @@ end. What makes the step rewards more than a straight line with independent erro
   prompts therefore has a level of its own in the regression, and only the growth within a set counts. (Adding up what
   resampling took away would not do: the prompts that happened to be solved are not as good as they looked.)
 - A step of few prompts, an epoch's last, is noisier: steps weigh as much as they have rollouts.
-- Errors of neighbouring steps are alike: their first-order autocorrelation r, corrected for its bias towards -1 in a
-  short window (Marriott and Pope 1954, Kendall 1954), makes n steps worth n (1 - r) / (1 + r).
+- Errors of neighbouring steps are alike: their first-order autocorrelation r makes n steps worth n (1 - r) / (1 + r).
+  Its estimate from residuals is too low by about (p + (p + 2) r) / n with p fitted parameters (Marriott and Pope 1954
+  for p = 1), which is put right.
 - After a change of the prompts the window is still full of steps with the old ones, which had less to teach: no plateau
   is called in the first `cooldown` steps.
 
