@@ -2,8 +2,8 @@
 
 The SRPO report moves from maths to maths and code when the growth of the reward plateaus, and gives no rule. Ours looks
 at the trend of the last `window` steps and at how well it is known: a stage has plateaued when one can be 95 %
-confident that `window` more steps would gain less than `min_gain`. Noise widens the bound, and so can only delay the
-end. What makes the step rewards more than a straight line with independent errors, and how it is met:
+confident that `window` more steps would gain less than `min_gain`. Noise widens the bound: in doubt the stage goes on.
+What makes the step rewards more than a straight line with independent errors, and how it is met:
 
 - Resampling takes solved prompts out, and the mean reward falls at once though the policy is the same. Each set of
   prompts therefore has a level of its own in the regression, and only the growth within a set counts. (Adding up what
