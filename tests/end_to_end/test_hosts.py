@@ -75,7 +75,7 @@ def test_two_hosts_of_two_ranks(world: World, hosts: tuple[Host, Host], cut: boo
     stayed, lost = lose_a_host_and_go_on(world, run, hosts, ranks=2, cut=cut)
     assert re.search(r"resuming \S+ after step \d+", stayed + lost)
     if cut:
-        assert re.search(r"error.*: nothing was heard of host \S+ \(ranks 2, 3\) for 15 s: the host or its network is "
+        assert re.search(r"error.*: nothing was heard of host \S+ \(ranks 2, 3\) for 10 s: the host or its network is "
                          "down; stacks of all ranks: ", stayed)
         assert re.search(r"error.*: the launch's store at \S+ has not answered for 15 s: either this host \(\S+\) is "
                          "cut off, or that one is gone", lost)
