@@ -77,6 +77,6 @@ def test_two_hosts_of_two_ranks(world: World, hosts: tuple[Host, Host], cut: boo
     if cut:
         assert re.search(r"error.*: nothing was heard of host \S+ \(ranks 2, 3\) for 10 s: the host or its network is "
                          "down; stacks of all ranks: ", stayed)
-        assert re.search(r"error.*: the launch's store at \S+ has not answered for 15 s: either this host \(\S+\) is "
+        assert re.search(r"error.*: the launch's store at \S+ has not answered for 10 s: either this host \(\S+\) is "
                          "cut off, or that one is gone", lost)
     assert trace(world.folder / run) == trace(undisturbed)
