@@ -13,11 +13,11 @@ from srpo.rollout.engine import RolloutEngine
 def engine(aliased: bool) -> tuple[RolloutEngine, list[Any]]:
     """As it is after start-up: asleep."""
     calls: list[Any] = []
-    made = object.__new__(RolloutEngine)
+    made: Any = object.__new__(RolloutEngine)
     made.on_cuda, made.current = True, True
-    made.llm: Any = SimpleNamespace(sleep=lambda level: calls.append(("sleep", level)),
-                                    wake_up=lambda tags=None: calls.append(("wake", tags)))
-    made.weights: Any = SimpleNamespace(aliased=aliased, sync=lambda: calls.append("sync"))
+    made.llm = SimpleNamespace(sleep=lambda level: calls.append(("sleep", level)),
+                               wake_up=lambda tags=None: calls.append(("wake", tags)))
+    made.weights = SimpleNamespace(aliased=aliased, sync=lambda: calls.append("sync"))
     made.sleep()
     return made, calls
 
