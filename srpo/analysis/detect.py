@@ -39,6 +39,7 @@ class Batch:
                                 pc.replace_substring_regex(self.texts, _PROGRAM, "```"), self.texts)
         """Without the programs that answer code problems."""
         self._prompts = batch.column("prompt")
+        self._has: dict[str, Mask] = {}
 
     def considered(self, name: str, patterns: Patterns) -> Mask:
         """The responses in which the pattern is looked for."""
@@ -52,8 +53,8 @@ class Batch:
     def shows(self, name: str, patterns: Patterns) -> Mask:
         """The responses that show it, among those considered."""
         pattern, found = patterns.patterns[name], self.considered(name, patterns)
-        if pattern.keywords or pattern.after_answer:
-            found &= contains(self.prose, any_of(patterns.expressions[name]))
+        if name in patterns.expressions:
+            found &= np.any([self.has(other, patterns) for other in pattern.after_answer or [name]], axis=0)
         places = np.flatnonzero(found)
         if pattern.after_answer:
             found[places] = self.after_answer(places, any_of(patterns.expressions[name]))
@@ -63,6 +64,12 @@ class Batch:
             prompts = self.bare_prompts()
             found[places] = [mixing(prompts[i], self.texts[i].as_py()) >= pattern.mixing for i in places.tolist()]
         return found
+
+    def has(self, name: str, patterns: Patterns) -> Mask:
+        """The responses of any domain with one of the pattern's own keywords."""
+        if name not in self._has:
+            self._has[name] = contains(self.prose, any_of(patterns.expressions[name]))
+        return self._has[name]
 
     def after_answer(self, places: npt.NDArray[np.int64], expression: str) -> Mask:
         """Whether the expression is found after the final answer was first stated, in the responses at `places`."""
