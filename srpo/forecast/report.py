@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from srpo.forecast.predict import REACH
 
 
 def show_forecast(made: dict[str, Any], console: Console) -> None:
     table = _table(f"The next epochs of {made['run']}, by sampler (90 % intervals)", "sampler", "epoch", "prompts",
-                   "informative groups", "rollouts", "rollouts a trained one", "steps")
+                   "informative", "rollouts", "rollouts/group", "steps")
     for name, of in made["of"].items():
         for i, row in enumerate(of["epochs"]):
             table.add_row("" if i else name, str(row["epoch"]), _range(row["prompts"], _count),
@@ -19,11 +22,13 @@ def show_forecast(made: dict[str, Any], console: Console) -> None:
                           _range(row["rollouts_per_informative_group"], _cost), f"{row['steps']:,.0f}",
                           end_section=i == len(of["epochs"]) - 1)
     console.print(table)
+    console.print("rollouts/group: for each informative group that an update uses\n")
     out = _table("First epoch whose informative groups would not fill a step", "sampler", "epoch", "at the earliest",
                  "at the latest")
     for name, of in made["of"].items():
-        out.add_row(name, *(str(of["runs_out"][level] or "far off") for level in ("mid", "low", "high")))
+        out.add_row(name, *(str(of["runs_out"][level] or "later") for level in ("mid", "low", "high")))
     console.print(out)
+    console.print(f"later: more than {REACH} epochs from now\n")
     _basis(made, console)
 
 
@@ -36,7 +41,7 @@ def show_back_test(made: dict[str, Any], console: Console) -> None:
             value = row[key]
             cells += [_range(value, form), form(value["actual"]), "" if value["within"] else "outside"]
         table.add_row(str(row["epoch"]), *cells)
-    console.print(table)
+    console.print(table, "")
     _basis(made, console)
 
 
@@ -49,20 +54,19 @@ def show_comparison(made: dict[str, Any], console: Console) -> None:
                    f"{made['equal_steps']:,} steps", "rollouts to plain's end")
     for name, run in of.items():
         table.add_row(name, *(_share(run["accuracy"][part]) for part in parts), _share(run["accuracy_at_equal_steps"]),
-                      "-" if run["rollouts_to_plain"] is None else _millions(run["rollouts_to_plain"]))
-    console.print(table)
-    console.print(_spent(of))
+                      _count(run["rollouts_to_plain"]))
+    console.print("", table, "", _spent(of), "")
     for line in made["assumptions"]:
         console.print(f"- {line}", highlight=False)
 
 
 def _spent(of: dict[str, Any]) -> Table:
-    table = _table("Rollouts (M: millions), and what they were spent on", "sampler", "steps", "rollouts",
-                   "not trained on", "informative", "epochs", "prompts of the first")
+    table = _table("Rollouts, and what they were spent on", "sampler", "steps", "rollouts",
+                   "not trained on", "informative", "epochs", "prompts, %")
     for name, run in of.items():
-        sizes = [f"{epoch['seen']:,}" for epoch in run["epochs"] if epoch["complete"]]
-        table.add_row(name, _count(run["steps"]), _millions(run["rollouts"]), _millions(run["rollouts_not_trained_on"]),
-                      _share(run["informative_share"]), str(len(run["epochs"])), " ".join(sizes[:3]))
+        sizes = [f"{100 * epoch['seen'] / run['epochs'][0]['seen']:.0f}" for epoch in run["epochs"][:3]]
+        table.add_row(name, _count(run["steps"]), _count(run["rollouts"]), _count(run["rollouts_not_trained_on"]),
+                      _share(run["informative_share"]), str(len(run["epochs"])), " ".join(sizes))
     return table
 
 
@@ -81,7 +85,7 @@ def _basis(made: dict[str, Any], console: Console) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         name = column == "sampler"
         table.add_column(column, justify="left" if name else "right",
@@ -92,15 +96,12 @@ def _table(title: str, *columns: str) -> Table:
 def _range(value: dict[str, Any], form: Callable[[Any], str]) -> str:
     if value["low"] == value["high"]:
         return form(value["mid"])
-    return f"{form(value['mid'])} ({form(value['low'])} to {form(value['high'])})"
+    return f"{form(value['mid'])} ({form(value['low'])}-{form(value['high'])})"
 
 
 def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _millions(value: float) -> str:
-    return f"{value / 1e6:,.2f} M" if value else "0"
+    """In thousands from a hundred thousand on."""
+    return "-" if value is None else f"{value / 1e3:,.0f}k" if value >= 1e5 else f"{value:,.0f}"
 
 
 def _percent(value: float) -> str:
@@ -112,4 +113,4 @@ def _share(value: float) -> str:
 
 
 def _cost(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
+    return "-" if value is None else f"{value:,.0f}"
