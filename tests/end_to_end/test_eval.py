@@ -40,11 +40,11 @@ def test_a_model(world: World):
 def test_a_killed_evaluation_ends_as_if_nothing_had_happened(base: Path, world: World):
     step = min(int(f.name.removeprefix("step-")) for f in (base / "checkpoints").glob("step-*"))
     run = world.copy("evaluated", step=step)
-    options = ("--samples", 64, "--chunk", 1)
+    options = ("--samples", 32, "--chunk", 1)
     evaluation(world, run, "whole", *options).succeed()
     whole = results(world.folder / "whole")
     assert whole["summary"]["model"]["checkpoint"] == f"step-{step:08d}"
-    assert 0 < whole["summary"]["data"]["train"]["avg@64"]["mean"] < 1
+    assert 0 < whole["summary"]["data"]["train"]["avg@32"]["mean"] < 1
 
     done = world.folder / "resumed" / "samples"
     launch = evaluation(world, run, "resumed", *options)
