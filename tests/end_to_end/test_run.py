@@ -10,6 +10,8 @@ import pytest
 import yaml
 from launches import HERE, Launch, metrics, query, weights
 
+from srpo import samples
+
 ALWAYS = {
     "step", "epoch", "stage", "reward/mean", "length/mean", "groups/zero_advantage", "groups/all_correct",
     "groups/all_wrong", "loss/policy", "policy/entropy", "policy/clip_frac", "grad/norm", "rollout/tokens_per_s",
@@ -69,6 +71,18 @@ def test_ledger(base):
         ((accuracy, reward, tokens),) = query(base, "SELECT AVG(CASE WHEN domain = 'math' THEN correct END), "
                                               f"AVG(reward), AVG(tokens) FROM rollouts WHERE step = {m['step']}")
         assert [m.get("accuracy/math"), m["reward/mean"], m["length/mean"]] == pytest.approx([accuracy, reward, tokens])
+
+
+def test_every_response_of_these_small_steps_is_stored(base):
+    columns = ["step", "epoch", "stage", "prompt_id", "sample", "domain", "correct", "reward", "tokens", "truncated"]
+    stored = [row for batch in samples.read_all(base) for row in batch.to_pylist()]
+    rows = query(base, f"SELECT {', '.join(columns)} FROM rollouts ORDER BY rowid")
+    assert [tuple(row[c] for c in columns) for row in stored] == rows
+    for row in stored:
+        assert row["prompt"].endswith("<think>") and not row["failed"]
+        assert sum(json.loads(row["parts"]).values()) == row["reward"]
+    right = [row for row in stored if row["domain"] == "math" and row["correct"] == 1]
+    assert right and all("</think>" in row["response"] and row["reason"] == "correct" for row in right)
 
 
 def test_epochs_are_resampled_in_both_stages(base):
