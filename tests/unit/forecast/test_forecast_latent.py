@@ -71,15 +71,19 @@ def test_an_epoch_without_the_prompt_adds_nothing():
     np.testing.assert_allclose(latest(data, fitted, np.arange(3))[0], 10 * moved, rtol=1e-9)
 
 
-def test_harder_prompts_that_join_later_do_not_look_like_lost_skill(tmp_path):
-    """Half the prompts are first seen in the second epoch, and mostly wrong; the others stand still."""
-    even = np.round(beta_binomial(8, 8, 8) * 400).astype(np.int64)
-    hard = np.round(beta_binomial(1, 12, 8) * 400).astype(np.int64)
-    pairs = [(k, k) for k in range(9)] + [(-1, k) for k in range(9)]
-    data = seen(pairs, np.concatenate([even, hard]), 8, epochs=2)
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_harder_prompts_that_join_later_do_not_look_like_lost_skill(gain):
+    """Beta(8, 8) in both epochs, better by `gain` in the second, which Beta(1, 12) joins; in expectation."""
+    p = (np.arange(4000) + 0.5) / 4000
+    x = np.log(p / (1 - p))
+    density = (p * (1 - p)) ** 7
+    both = (density / density.sum() * binomial(x, 8).T) @ binomial(x + gain, 8)
+    new = beta_binomial(1, 12, 8)
+    histories = [(i, j) for i in range(9) for j in range(9)] + [(-1, k) for k in range(9)]
+    data = seen(histories, np.round(np.concatenate([both.ravel(), new]) * 1e5).astype(np.int64), 8, epochs=2)
     fitted = fit(data)
-    assert fitted.growth[0] == pytest.approx(0, abs=0.05)
-    assert fitted.weights[1] @ GRID < fitted.weights[0] @ GRID - 1.5
+    assert fitted.growth[0] == pytest.approx(gain, abs=0.03)
+    assert fitted.weights[1] @ binomial(GRID, 8) == pytest.approx(new, abs=0.01)
 
 
 def test_every_prompt_is_somewhere():

@@ -63,6 +63,13 @@ def test_gain_of_a_step():
     assert simulate(even, rule("plain")).skill == pytest.approx([0.0, 3 * expected], rel=0.01)
 
 
+def test_gain_of_a_step_that_was_refilled():
+    """Only its mixed groups count: the same, under the condition that k is neither 0 nor G."""
+    even = Scenario(prompts=20_000, samples=4, batch=5000, epochs=1, skill=0.0, spread=0.0, unsolvable=0.0, growth=3.0)
+    expected = sum(math.comb(4, k) / 14 * 2 * math.sqrt(k / 4 * (1 - k / 4)) for k in range(1, 4))
+    assert simulate(even, rule("dynamic")).skill[1] == pytest.approx(3 / 4 * expected, rel=0.01)
+
+
 def test_accuracy_counts_every_prompt():
     scenario = Scenario(prompts=20_000, spread=2.0, unsolvable=0.2, epochs=1, batch=2000)
     run = simulate(scenario, rule("plain"))
