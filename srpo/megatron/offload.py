@@ -16,6 +16,7 @@ differ then: nothing here keeps one across a step, as a CUDA graph of the update
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 
 import torch
@@ -145,14 +146,18 @@ class Offload:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _host_buffer(self) -> Tensor:
-        """With a place for each parameter's state. Not by pin_memory, which rounds up to a power of two."""
+        """With a place for each parameter's state. Not by pin_memory, which rounds up to a power of two. Not for forked
+        processes, as a checkpoint's writer is: Linux would copy page-locked memory for it at once, or, before 5.10,
+        leave this process with other pages than the device writes to."""
         self.slots, size = {}, 0
         for p in self.parameters:
             self.slots[p] = size
             size += self._slot_bytes(p)
-        host = torch.empty(size, dtype=torch.uint8)
-        if self.stream and size:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), size, 0))
+        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_DONTFORK)
+        host = torch.frombuffer(memory, dtype=torch.uint8)
+        if self.stream:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(host.data_ptr(), host.numel(), 0))
         return host
 
     def _copy(self, target: Tensor, source: Tensor) -> None:
