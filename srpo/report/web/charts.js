@@ -62,7 +62,8 @@ async function render(one) {
     one.plot.replaceChildren(element("p", {className: "note"}, drawing));
     return;
   }
-  const spec = {width: "container", height: 210, autosize: {type: "fit-x", contains: "padding"}, ...drawing.spec};
+  const spec = {description: one.node.querySelector("h3").textContent, width: "container", height: 210, autosize: {type: "fit-x", contains: "padding"},
+    ...drawing.spec};
   const result = await vegaEmbed(one.plot, spec, {
     actions: false, renderer: "svg", ast: true, config: vegaConfig(), tooltip: {theme: isDark() ? "dark" : "light"}});
   one.view = result.view;

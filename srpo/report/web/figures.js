@@ -92,7 +92,7 @@ function epochFigures() {
       keys: DECISIONS.map(([name, i]) => [name, () => palette().parts[i]])});
   });
   report.runs.forEach((run, index) => {
-    card(grid, of("Pass-rate flow between epochs", run), "Width: prompts. Left to right: closed epochs"
+    card(grid, of("Pass-rate flow between epochs", run), "A ribbon's width is its number of prompts, of closed epochs"
       + (run.epochs.length > run.flow.epochs.length ? `, the last ${run.flow.epochs.length} of ${run.epochs.length}.` : "."),
       () => run.flow.flow.length ? flow(run.flow) : "A flow needs two closed epochs; this run has "
         + (run.epochs.length ? "one." : "none yet."),
@@ -188,7 +188,7 @@ function behaviourFigures() {
     return points.length ? [{run: index, label, points, dashed}] : [];
   });
   const none = "Not looked for in this domain of the runs shown, or not in any response yet.";
-  const shows = (name) => lines(name, "share").some((s) => s.points.some((p) => p[1] > 0));
+  const shows = (name) => report.runs.some((run) => run.patterns[name]?.domains.all.matching.some((n) => n > 0));
   for (const name of names) {
     const about = report.runs.map((run) => run.patterns[name]?.about).find(Boolean);
     card(grid, `Frequency: ${name}`, about, () => {
@@ -196,11 +196,14 @@ function behaviourFigures() {
       return series.length ? curves(series, {y: "share of responses", format: "percent", zero: true}) : none;
     });
   }
-  for (const name of names) {
-    card(grid, `Mean length: ${name}`, "", () => shows(name)
-      ? curves([...lines(name, "tokens_with", false), ...lines(name, "tokens_without", true)], {y: "tokens", format: "integer"})
-      : "No stored response shows it.");
+  for (const name of names.filter(shows)) {
+    card(grid, `Mean length: ${name}`, "", () => {
+      const series = [...lines(name, "tokens_with", false), ...lines(name, "tokens_without", true)];
+      return series.length ? curves(series, {y: "tokens", format: "integer"}) : none;
+    });
   }
+  const absent = names.filter((name) => !shows(name));
+  if (absent.length) grid.after(element("p", {className: "note"}, `No stored response shows: ${absent.join(", ")}.`));
 }
 
 // -- the update, throughput, the rest -----------------------------------------------------------------------------------
@@ -225,7 +228,7 @@ const SPEED = [
   ["gpu/power_w", "GPU power", "W", {zero: true}],
 ];
 const PHASES = ["rollout", "reward", "update", "sync", "other"];
-const ELSEWHERE = /^metrics:((reward|accuracy|length|groups)\/|time\/(rollout|reward|update|sync)$)/;
+const ELSEWHERE = /^metrics:((reward|accuracy|length|groups)\/|time\/(rollout|reward|update|sync|slowest_rank)$)/;
 
 // Zero throughout says that the run does without it, as policy/kl without a KL term.
 function has(column) { return report.runs.some((run) => run.columns[column]?.some((v) => v)); }

@@ -17,6 +17,7 @@ import synthetic
 
 from srpo.analysis.frequency import frequencies
 from srpo.analysis.patterns import Patterns
+from srpo.control.ledger import Ledger, RolloutRow
 from srpo.report.collect import collect
 from srpo.report.page import page
 
@@ -151,3 +152,16 @@ def test_patterns_are_those_of_the_analysis(run, shown):
 
 def test_configuration_is_flat(shown):
     assert shown["config"]["stages.1.domains"] == "math, code" and shown["config"]["resample.sampler"] == "history"
+
+
+def test_groups_that_an_update_went_without_count_as_spent(tmp_path):
+    (tmp_path / "run").mkdir()
+    ledger = Ledger(tmp_path / "run" / "ledger.sqlite")
+    rows = [RolloutRow(1, 1, "s", prompt, i, "math", correct, correct, 10, False)
+            for prompt in ("a", "b", "c") for i, correct in enumerate((0.0, 1.0, float(prompt == "c")))]
+    ledger.append(rows, unused={"b"})
+    ledger.close()
+    (found,) = collect([tmp_path / "run"])["runs"]
+    assert found["columns"]["rollouts"] == [9] and found["columns"]["advantage"] == [2]
+    assert found["columns"]["advantage_rate/all"] == [pytest.approx(1000 * 2 / 9, rel=1e-5)]
+    assert found["columns"]["reward/all"] == [pytest.approx(4 / 9, rel=1e-5)]
