@@ -115,8 +115,10 @@ def _data_set(name: str, source: str, paths: list[Path], style: str) -> DataSet:
     if not problems:
         raise UserError(f"--data {name}: no problem of it in {source}")
     check_problems(problems.values())
-    digest = hashlib.sha256(json.dumps([vars(p) for p in problems.values()]).encode()).hexdigest()
-    return DataSet(name, list(problems.values()), {str(p): sha256(p) for p in paths}, digest)
+    digest = hashlib.sha256()
+    for problem in problems.values():
+        digest.update(json.dumps(vars(problem)).encode())
+    return DataSet(name, list(problems.values()), {str(p): sha256(p) for p in paths}, digest.hexdigest())
 
 
 def sha256(path: Path) -> str:

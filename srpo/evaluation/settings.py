@@ -96,7 +96,7 @@ def claim(out: Path, settings: Settings, model: str, data: dict[str, str], versi
     file = out / "settings.json"
     if file.is_file():
         before = json.loads(file.read_text())
-        for name in sorted(set(key) | set(before)):
+        for name in dict.fromkeys([*key, *before]):
             if key.get(name) != before.get(name):
                 raise UserError(f"{out}: was begun with {_said(name, before)}, now {_said(name, key)}; choose another "
                                 "--out, or delete it to begin anew")

@@ -187,13 +187,14 @@ def test_a_kill_loses_a_chunk_at_most(run, tmp_path: Path):
 
 @pytest.mark.parametrize(("changed", "message"), [
     (("--temperature", "0.5"), r"out: was begun with temperature = 1.0, now temperature = 0.5; choose another --out"),
+    (("--samples", "3"), "was begun with samples = 2, now samples = 3"),  # and not the chunks, which follow from it
     (("--seed", "2"), "was begun with seed = 1, now seed = 2"),
     (("--style", "think_answer"), "was begun with style = boxed, now style = think_answer"),
 ])
 def test_other_settings_are_another_evaluation(changed, message, run):
     run(boxed("1", "1"), "--samples", "2")
     with pytest.raises(UserError, match=message):
-        run(boxed("1", "1"), "--samples", "2", *changed)
+        run(boxed("1", "1", "1"), "--samples", "2", *changed)
 
 
 def test_other_problems_or_weights_are_another_evaluation(run, tmp_path: Path, model: Path):
