@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float64]
 GRID: Array = np.linspace(-12, 12, 97)
 """Log-odds; 6e-6 to 1 - 6e-6."""
 _ITERATIONS = 60
-_MOST = 4000
+_MOST = 3000
 """Distinct histories that are fitted: more are sampled down to about as many prompts."""
 _NARROWEST = 0.2
 """Spread that the grid's spacing of 0.25 still resolves."""

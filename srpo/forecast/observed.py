@@ -1,7 +1,8 @@
 """What a run's closed epochs showed, as the forecast needs it: a history of outcomes a prompt, equal ones counted once.
 
 Read from the ledger's table `prompts`. Prompts of domains that the latest epoch did not have are left out, and the
-epochs before the first that saw any of the others; an open epoch is not read.
+epochs before the first that saw any of the others; an open epoch is not read. Of a long run the latest epochs are
+taken; a prompt that they did not have counts with its latest outcome before, as if it were of the first of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from srpo.control.ledger import connect
 from srpo.errors import UserError
 
+LATEST = 6
+"""Epochs that a forecast looks back on."""
 _ROWS = 100_000
 """Read from the ledger at a time."""
 
@@ -67,7 +70,7 @@ def observed(run: str | Path, last: int | None = None) -> Observed:
         raise UserError(f"{run}: {which} closed yet; a forecast needs the pass rates of one")
     first = db.execute("SELECT MIN(epoch) FROM prompts WHERE domain IN (SELECT domain FROM prompts WHERE epoch = ?)",
                        (closed[-1][0],)).fetchone()[0]
-    closed = [(epoch, stage) for epoch, stage in closed if epoch >= first]
+    closed = [(epoch, stage) for epoch, stage in closed if epoch >= first][-LATEST:]
     epochs = [epoch for epoch, _ in closed]
     codes, histories, prompts = _histories(db, epochs)
     trained = np.zeros((len(epochs), len(codes)), np.int64)
@@ -86,23 +89,25 @@ def observed(run: str | Path, last: int | None = None) -> Observed:
 
 
 def _histories(db: sqlite3.Connection, epochs: Sequence[int]) -> tuple[dict[tuple[int, int], int], Any, Any]:
-    """Outcomes, histories, prompts."""
-    marks = ",".join("?" * len(epochs))
+    """Outcomes, histories, prompts. While rows are read, column 0 is of all epochs before `epochs`."""
     rows = db.execute(
-        f"SELECT prompt_id, epoch, samples, correct FROM prompts WHERE epoch IN ({marks}) AND domain IN "
-        "(SELECT DISTINCT domain FROM prompts WHERE epoch = ?) ORDER BY rowid", (*epochs, epochs[-1]))
-    column = {epoch: i for i, epoch in enumerate(epochs)}
+        "SELECT prompt_id, epoch, samples, correct FROM prompts WHERE epoch <= ? AND domain IN "
+        "(SELECT DISTINCT domain FROM prompts WHERE epoch = ?) ORDER BY rowid", (epochs[-1], epochs[-1]))
+    column = {epoch: i for i, epoch in enumerate(epochs, 1)}
     index: dict[str, int] = {}
     codes: dict[tuple[int, int], int] = {}
-    table = np.full((0, len(epochs)), -1, np.int32)
+    table = np.full((0, len(epochs) + 1), -1, np.int32)
     while chunk := rows.fetchmany(_ROWS):
-        places = [(index.setdefault(prompt, len(index)), column[epoch],
+        places = [(index.setdefault(prompt, len(index)), column.get(epoch, 0),
                    codes.setdefault((samples, correct), len(codes))) for prompt, epoch, samples, correct in chunk]
         if len(index) > len(table):
-            grown = np.full((max(len(index), 2 * len(table)), len(epochs)), -1, np.int32)
+            grown = np.full((max(len(index), 2 * len(table)), len(epochs) + 1), -1, np.int32)
             grown[:len(table)] = table
             table = grown
         prompt_at, epoch_at, code = np.array(places).T
         table[prompt_at, epoch_at] = code
-    histories, prompts = np.unique(table[:len(index)], axis=0, return_counts=True)
+    table = table[:len(index)]
+    absent = (table[:, 1:] < 0).all(1)
+    table[absent, 1] = table[absent, 0]
+    histories, prompts = np.unique(table[:, 1:], axis=0, return_counts=True)
     return codes, histories, prompts

@@ -31,7 +31,7 @@ class Projection:
 
 def leaves(sampler: Sampler, samples: int) -> npt.NDArray[np.bool_]:
     """[samples + 1]: whether a prompt with that many correct responses leaves."""
-    return np.array([sampler.drop(Outcome("", samples, k, 0 < k < samples)) is not None for k in range(samples + 1)])
+    return np.array([sampler.drop(Outcome(samples, k, 0 < k < samples)) is not None for k in range(samples + 1)])
 
 
 def project(observed: Observed, latent: Latent, growth: Growth, sampler: Sampler, epochs: int, replicates: int,
@@ -77,7 +77,7 @@ def _pools(observed: Observed, latent: Latent, sampler: Sampler, epochs: int, rn
     seen = observed.histories >= 0
     latest_epoch = seen.shape[1] - 1 - seen[:, ::-1].argmax(1)
     codes = observed.histories[np.arange(len(seen)), latest_epoch]
-    gone = np.array([sampler.drop(Outcome("", n, k, 0 < k < n)) is not None for n, k in observed.outcomes])
+    gone = np.array([sampler.drop(Outcome(n, k, 0 < k < n)) is not None for n, k in observed.outcomes])
     at = np.zeros(len(seen), np.int64)
     if sampler.away is None:
         at[gone[codes]] = epochs

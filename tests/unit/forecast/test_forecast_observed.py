@@ -63,6 +63,16 @@ def test_epochs_before_the_domain_joined_are_left_out(run):
     assert (seen.epochs, seen.stages, seen.prompts.tolist()) == ([4], ["other"], [1])
 
 
+def test_a_long_run_is_cut_to_its_latest_epochs(run, monkeypatch):
+    whole = observed(run)
+    monkeypatch.setattr("srpo.forecast.observed.LATEST", 1)
+    seen = observed(run)
+    named = {seen.outcomes[code]: int(n) for (code,), n in zip(seen.histories, seen.prompts, strict=True)}
+    # a and c were in epoch 1 alone; of b and d the second counts
+    assert seen.epochs == [2] and named == {(4, 4): 1, (4, 1): 1, (4, 2): 1, (4, 0): 1}
+    np.testing.assert_allclose(seen.signals, whole.signals[-1:])
+
+
 def test_a_ledger_without_a_closed_epoch(tmp_path):
     Ledger(tmp_path / "ledger.sqlite").close()
     with pytest.raises(UserError, match="no epoch has closed yet"):
