@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -57,6 +57,10 @@ CREATE TABLE IF NOT EXISTS events (step INTEGER NOT NULL, kind TEXT NOT NULL, de
 PRAGMA user_version = {VERSION};
 """
 _TABLES = ("rollouts", "prompts", "steps", "epochs", "decisions", "events")
+_JUDGED = """
+INSERT INTO decisions SELECT epoch, prompt_id, decision, reason, until
+FROM prompts CROSS JOIN verdicts USING (samples, correct, mixed) WHERE epoch = ? ORDER BY prompts.rowid
+"""
 _GROUPS = """
 INSERT INTO prompts SELECT epoch, step, stage, prompt_id, domain, COUNT(*), SUM(correct >= 1.0),
     MIN(correct) < MAX(correct), AVG(reward), MAX(reward) - MIN(reward), SUM(tokens), SUM(truncated), 1
@@ -84,17 +88,24 @@ class RolloutRow:
     truncated: bool
 
 
-class Outcome(NamedTuple):  # and not a data class: an epoch's end makes a million, which takes a fourth of the time
+class Outcome(NamedTuple):
     """What an epoch showed of a prompt: how many of its rollouts were fully correct, and whether they differed."""
 
-    prompt_id: str
     samples: int
     correct: int
     mixed: bool
 
 
-class Decision(NamedTuple):
+class Verdict(NamedTuple):
     """What an epoch's end means for a prompt. `until`: the epoch in which a dropped one takes part again, if any."""
+
+    decision: Literal["kept", "dropped", "returned"]
+    reason: str
+    until: int | None = None
+
+
+class Decision(NamedTuple):
+    """A verdict about one prompt."""
 
     prompt_id: str
     decision: Literal["kept", "dropped", "returned"]
@@ -175,10 +186,17 @@ class Ledger:
                 self._db.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?)", (
                     rows[0].step, rows[0].epoch, rows[0].stage, len(rows), fmean(r.reward for r in rows)))
 
-    def close_epoch(self, epoch: int, stage: str, decisions: Iterable[Decision]) -> dict[str, int]:
-        """Record an epoch's end; returns how many prompts were kept, dropped and returned."""
+    def close_epoch(self, epoch: int, stage: str, decisions: Iterable[Decision],
+                    judge: Callable[[Outcome], Verdict] | None = None) -> dict[str, int]:
+        """Record an epoch's end; returns how many prompts were kept, dropped and returned. `judge` decides about the
+        prompts that the epoch saw: it is asked once for all that have the same outcome."""
+        before = self.position()["decisions"]
         with self._transaction():
-            counts = self._decide(epoch, decisions)
+            if judge:
+                self._judge(epoch, judge)
+            self._decide(epoch, decisions)
+            counts = {"kept": 0, "dropped": 0, "returned": 0} | dict(self._db.execute(
+                "SELECT decision, COUNT(*) FROM decisions WHERE rowid > ? GROUP BY decision", (before,)))
             self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
                              (epoch, stage, counts["kept"] + counts["dropped"], *counts.values()))
         return counts
@@ -186,7 +204,7 @@ class Ledger:
     def decide(self, epoch: int, decisions: Iterable[Decision]) -> int:
         """Record decisions apart from an epoch's end; returns how many."""
         with self._transaction():
-            return sum(self._decide(epoch, decisions).values())
+            return self._decide(epoch, decisions)
 
     def event(self, step: int, kind: str, detail: str) -> None:
         """Record a decision, readably."""
@@ -210,15 +228,11 @@ class Ledger:
 
     # -- queries ----------------------------------------------------------------------------------------------------
 
-    def outcomes(self, epoch: int) -> Iterator[Outcome]:
-        """The prompts rolled out in an epoch, in their order."""
-        rows = self._query("SELECT prompt_id, samples, correct, mixed FROM prompts WHERE epoch = ? ORDER BY rowid",
-                           (epoch,))
-        return (Outcome(prompt, samples, correct, bool(mixed)) for prompt, samples, correct, mixed in rows)
-
-    def dropped(self) -> Iterator[tuple[str, int | None]]:
-        """(prompt id, epoch in which it takes part again) of every decision to drop one, in their order."""
-        return iter(self._query("SELECT prompt_id, until FROM decisions WHERE decision = 'dropped' ORDER BY rowid"))
+    def dropped(self, after: int = 0) -> Iterator[tuple[str, int | None]]:
+        """(prompt id, epoch in which it takes part again) of every decision to drop one, in their order; only of those
+        after a position."""
+        return iter(self._query("SELECT prompt_id, until FROM decisions WHERE rowid > ? AND decision = 'dropped' "
+                                "ORDER BY rowid", (after,)))
 
     def mean_lengths(self, epochs: range) -> Iterator[tuple[str, float]]:
         """(prompt id, mean tokens of its responses) of each epoch and prompt, epochs in order."""
@@ -246,16 +260,21 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def _decide(self, epoch: int, decisions: Iterable[Decision]) -> dict[str, int]:
-        counts = {"kept": 0, "dropped": 0, "returned": 0}
+    def _decide(self, epoch: int, decisions: Iterable[Decision]) -> int:
+        return self._db.executemany("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", (
+            (epoch, *decision) for decision in decisions)).rowcount
 
-        def rows() -> Iterator[tuple[int, str, str, str, int | None]]:
-            for d in decisions:
-                counts[d.decision] += 1
-                yield epoch, *d
-
-        self._db.executemany("INSERT INTO decisions VALUES (?, ?, ?, ?, ?)", rows())
-        return counts
+    def _judge(self, epoch: int, judge: Callable[[Outcome], Verdict]) -> None:
+        """A million prompts have a few dozen outcomes, and SQLite copies a verdict faster than Python reaches one."""
+        outcomes = self._db.execute("SELECT DISTINCT samples, correct, mixed FROM prompts WHERE epoch = ?",
+                                    (epoch,)).fetchall()
+        self._db.execute("CREATE TEMP TABLE verdicts (samples, correct, mixed, decision, reason, until, "
+                         "PRIMARY KEY (samples, correct, mixed))")
+        self._db.executemany("INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", (
+            (samples, correct, mixed, *judge(Outcome(samples, correct, bool(mixed))))
+            for samples, correct, mixed in outcomes))
+        self._db.execute(_JUDGED, (epoch,))
+        self._db.execute("DROP TABLE verdicts")
 
     def _query(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         with _errors(self.path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 from srpo.config import Resample
 from srpo.control.difficulty import DifficultyFilter
 from srpo.control.dynamic import DynamicSampling
 from srpo.control.history import HistoryResampling
-from srpo.control.ledger import Decision, Ledger
+from srpo.control.ledger import Decision, Ledger, Outcome, Verdict
 from srpo.control.no_positive import NoPositiveResampling
 from srpo.control.sampler import Sampler
 
@@ -46,7 +47,10 @@ class Resampling:
     def close_epoch(self, epoch: int, stage: str, prompts: Iterable[str]) -> dict[str, int]:
         """Decide about the prompts that an epoch showed, and those of `prompts` that come back with the next one; how
         many were kept, dropped and returned."""
-        return self._ledger.close_epoch(epoch, stage, self._decisions(epoch, prompts))
+        before = self._ledger.position()["decisions"]
+        counts = self._ledger.close_epoch(epoch, stage, self._returned(epoch, prompts), partial(self._judge, epoch))
+        self._returns.update((prompt, _epoch(until)) for prompt, until in self._ledger.dropped(before))
+        return counts
 
     def restore(self) -> None:
         self._returns = {prompt: _epoch(until) for prompt, until in self._ledger.dropped()}
@@ -62,14 +66,12 @@ class Resampling:
                 self._returns[prompt] = _epoch(until)
                 yield Decision(prompt, "dropped", reason, until)
 
-    def _decisions(self, epoch: int, prompts: Iterable[str]) -> Iterator[Decision]:
-        until = self._until(epoch)
-        for outcome in self._ledger.outcomes(epoch):
-            if reason := self._sampler.drop(outcome):
-                self._returns[outcome.prompt_id] = _epoch(until)
-                yield Decision(outcome.prompt_id, "dropped", reason, until)
-            else:
-                yield Decision(outcome.prompt_id, "kept", f"{outcome.correct} of {outcome.samples} correct")
+    def _judge(self, epoch: int, outcome: Outcome) -> Verdict:
+        if reason := self._sampler.drop(outcome):
+            return Verdict("dropped", reason, self._until(epoch))
+        return Verdict("kept", f"{outcome.correct} of {outcome.samples} correct")
+
+    def _returned(self, epoch: int, prompts: Iterable[str]) -> Iterator[Decision]:
         for prompt in prompts:
             if self._returns.get(prompt) == epoch + 1:
                 yield Decision(prompt, "returned", f"away for {self._sampler.away} epochs")

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import pytest
 
-from srpo.control.ledger import START, Decision, Ledger, Outcome, RolloutRow, StepReward, connect, step_rewards
+from srpo.control.ledger import START, Decision, Ledger, Outcome, RolloutRow, StepReward, Verdict, connect, step_rewards
 from srpo.errors import UserError
 
 
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_ledger(tmp_path):
 def test_a_reader_may_look_while_the_run_writes(ledger):
     reader = Ledger(ledger.path)
     ledger.append(step_rows(1))
-    cursor = reader.outcomes(1)
+    cursor = reader.mean_lengths(range(1, 2))
     next(cursor)
     ledger.append(step_rows(2))
     assert reader.position() != START
@@ -170,10 +170,50 @@ def test_outcomes_are_about_correctness_by_epoch_and_prompt(ledger):
     partial = [RolloutRow(1, 1, "s", "partial", k, "code", 0.9, 5.0, 7, False) for k in range(2)]
     ledger.append(half + partial + step_rows(1, prompts=["yes"], correct=1.0, reward=-1.0))
     ledger.append(step_rows(2, epoch=2, prompts=["half"], correct=1.0))
-    assert list(ledger.outcomes(1)) == [
-        Outcome("half", 2, 1, True), Outcome("partial", 2, 0, False), Outcome("yes", 2, 2, False)]
-    assert list(ledger.outcomes(2)) == [Outcome("half", 2, 2, False)]
-    assert list(ledger.outcomes(3)) == []
+    assert judged(ledger, 1) == {Outcome(2, 1, True): "half", Outcome(2, 0, False): "partial",
+                                 Outcome(2, 2, False): "yes"}
+    assert judged(ledger, 2) == {Outcome(2, 2, False): "half"}
+    assert judged(ledger, 3) == {}
+
+
+def judged(ledger: Ledger, epoch: int) -> dict[Outcome, str]:
+    """What a sampler is asked, and the prompt that gets its answer."""
+    asked: list[Outcome] = []
+
+    def judge(outcome: Outcome) -> Verdict:
+        asked.append(outcome)
+        return Verdict("kept", str(len(asked)))
+
+    ledger.close_epoch(epoch, "s", [], judge)
+    rows = connect(ledger.path).execute("SELECT reason, prompt_id FROM decisions WHERE epoch = ?", (epoch,)).fetchall()
+    assert len(rows) == len(asked)
+    return {asked[int(reason) - 1]: prompt for reason, prompt in rows}
+
+
+def test_a_verdict_is_for_all_prompts_with_an_outcome_in_their_order(ledger):
+    for step, correct in enumerate([1.0, 0.0, 1.0], start=1):
+        ledger.append(step_rows(step, prompts=[f"{step} b", f"{step} a"], correct=correct))
+    asked = []
+
+    def judge(outcome: Outcome) -> Verdict:
+        asked.append(outcome)
+        if len(asked) == 2 and not fine:
+            raise RuntimeError("in the middle")
+        if outcome.correct:
+            return Verdict("dropped", "right", 5)
+        return Verdict("kept", "wrong")
+
+    fine = False
+    with pytest.raises(RuntimeError):
+        ledger.close_epoch(1, "s", [], judge)
+    assert ledger.position()["decisions"] == 0
+    fine, asked = True, []
+    counts = ledger.close_epoch(1, "s", [Decision("away", "returned", "")], judge)
+    assert counts == {"kept": 2, "dropped": 4, "returned": 1} and len(asked) == 2
+    assert connect(ledger.path).execute("SELECT prompt_id, reason, until FROM decisions").fetchall() == [
+        ("1 b", "right", 5), ("1 a", "right", 5), ("2 b", "wrong", None), ("2 a", "wrong", None), ("3 b", "right", 5),
+        ("3 a", "right", 5), ("away", "", None)]
+    assert list(ledger.dropped(after=3)) == [("3 b", 5), ("3 a", 5)]
 
 
 def test_a_row_a_prompt_and_epoch(ledger):

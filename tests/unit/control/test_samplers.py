@@ -18,7 +18,7 @@ NAMES = ("history", "plain", "no_positive", "dynamic", "difficulty")
 
 
 def outcome(correct, samples=10):
-    return Outcome("p", samples, correct, 0 < correct < samples)
+    return Outcome(samples, correct, 0 < correct < samples)
 
 
 def dropped(resample):
