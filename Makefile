@@ -3,6 +3,7 @@
 # make smollm2 the same with a pretrained model, SmolLM2-135M-Instruct on GSM8K; slower
 # make test    setup, then lint, types and all tests but the slow ones
 # make test-gpu    the tests that need an NVIDIA GPU
+# make gpu-check   everything that only an NVIDIA GPU shows: tests, compute-sanitizer, benchmarks, whole steps; resumes
 # make test-slow   runs that are killed, hosts that are lost, fuzzing, every pair of layouts, the quickstart on three seeds
 # make check-data DATA=dir   the sandbox, the graders and srpo prepare on GSM8K, MATH, MBPP and HumanEval
 # make bench   the kernels against the device and against other libraries
@@ -19,7 +20,7 @@ QUICKSTART := data/quickstart
 # Two ranks, on CPU or on two GPUs; one where there is a single GPU.
 RANKS := $(if $(filter 1,$(shell nvidia-smi -L 2>/dev/null | wc -l)),1,2)
 
-.PHONY: setup train smollm2 test test-slow test-gpu check-data bench trl-example experiments kernel-report lint clean
+.PHONY: setup train smollm2 test test-slow test-gpu gpu-check check-data bench trl-example experiments kernel-report lint clean
 
 setup: $(VENV)/built
 
@@ -57,6 +58,10 @@ test-slow: $(VENV)/built
 
 test-gpu: $(VENV)/built
 	$(BIN)/pytest -m gpu
+
+# With .venv where there is one, else with the python that is there: a GPU host may have no way to install anything.
+gpu-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_check $(if $(OUT),--out $(OUT))
 
 check-data: $(VENV)/built
 	$(BIN)/python tests/sandbox/solutions.py $(DATA)
