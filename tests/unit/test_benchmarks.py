@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks import (
     bench_advantage,
     bench_balance,
+    bench_ledger,
     bench_linear,
     bench_logprob,
     bench_policy_loss,
@@ -177,6 +178,17 @@ def test_what_a_step_loses_is_measured(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     assert ledger.position()["rollouts"] == 2 * 8192
     ledger.close()
+
+
+def test_the_ledger_is_measured_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "ledger.json"
+    document = bench_ledger.main(["--prompts", "300", "--folder", str(tmp_path), "--out", str(out)])
+    assert json.loads(out.read_text()) == document and compare.main([str(out), str(out)]) == 0
+    assert [row["case"] for row in document["rows"]] == ["append 8192", "close 300", "resume 300"]
+    for row in document["rows"]:
+        assert row["seconds"] > 0 and row["bare"] > 0 and row["worst"] >= row["seconds"]
+    assert document["rows"][0]["bytes"] / (300 * 32) > 40
+    assert list(tmp_path.iterdir()) == [out], "the ledger is gone"
 
 
 def test_compare_names_a_file_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
