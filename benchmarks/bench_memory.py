@@ -77,9 +77,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                             "allocated": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
             readings.append(reading)
         parameters = sum(p.numel() * p.element_size() for _, p in run.trainer.named_parameters())
-        document: dict[str, Any] = {"device": device_name(run.trainer.device), "threads": torch.get_num_threads(), "quick": False,
-                    "ranks": dist.get_world_size(), "load": os.getloadavg()[0], "parameters": parameters,
-                    "kv_cache": int(run.config.rollout.kv_cache_gib * GIB), "steps": readings}
+        document: dict[str, Any] = {
+            "device": device_name(run.trainer.device), "threads": torch.get_num_threads(), "quick": False,
+            "ranks": dist.get_world_size(), "load": os.getloadavg()[0], "parameters": parameters,
+            "kv_cache": int(run.config.rollout.kv_cache_gib * GIB), "steps": readings}
     ratios = growth(readings)
     document["rows"] = [{"case": f"memory {name_of(options.config)} {options.steps} steps", "implementation": "srpo",
                          "ratios": ratios}]

@@ -35,7 +35,8 @@ STEPS = [
     Step("test-cuda", f"{TESTS} tests/kernels/test_kernels_cuda.py", ("module:pytest", "step:build"), 460),
     Step("test-triton", "PYTHON -m pytest -p no:cacheprovider -rfE tests/kernels/test_kernels_triton.py",
          ("module:pytest", "module:hypothesis"), 460),
-    *(Step(f"test-{name}", f"PYTHON -m pytest -p no:cacheprovider -rfE tests/kernels/test_kernels_{name}.py",
+    *(Step(f"test-{name}",
+           f"PYTHON -m pytest -p no:cacheprovider -rfE -k 'not cpp' tests/kernels/test_kernels_{name}.py",
            ("module:pytest", "module:hypothesis"), 300, {"SRPO_TEST_DEVICE": "cuda"}) for name in KERNEL_TESTS),
     *(Step(f"{tool}-{kernel}", f"compute-sanitizer --tool {tool} --error-exitcode 9 PYTHON -m benchmarks.gpu_kernels "
            f"{kernel}", ("tool:compute-sanitizer", *(("step:build",) if kernel.endswith("cpp") else ())), 300,

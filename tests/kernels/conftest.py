@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ def _reproducible() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    yield
+    device = os.environ.get("SRPO_TEST_DEVICE")  # where tensors are made that name no device (gpu_check)
+    with torch.device(device) if device else nullcontext():
+        yield
     torch.set_num_threads(threads)
 
 
