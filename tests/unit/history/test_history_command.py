@@ -103,7 +103,9 @@ def test_limit(run):
     text = printed(run, limit=2)
     total = int(re.search(r"Got worse: (\d+)", text)[1])
     assert len(table(text, "Got worse")) == 2 and f"the first 2 of {total}; --limit shows more" in text
-    assert table(text, "Got worse") == table(printed(run, limit=1000), "Got worse")[:2]
+    worse = table(printed(run, limit=1000), "Got worse")
+    falls = [float(row[-1].rstrip("%")) for row in worse]
+    assert table(text, "Got worse") == worse[:2] and falls == sorted(falls, reverse=True) and falls[0] > falls[-1]
     assert len(table(text, "Epochs")) == 5
 
 
