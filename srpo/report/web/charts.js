@@ -1,6 +1,7 @@
 // Cards with a plot each. A plot is drawn when it comes near the screen, and again when a control changes.
 const report = JSON.parse(document.getElementById("report-data").textContent);
-const state = {axis: "step", smoothing: 8, shown: report.runs.map(() => true)};
+const longest = Math.max(...report.runs.map((run) => run.columns.step?.length ?? 0));
+const state = {axis: "step", smoothing: longest > 200 ? 3 : 8, shown: report.runs.map(() => true)};
 const cards = [];
 const AXES = {step: "step", rollouts: "rollouts", hours: "hours of training steps"};
 
@@ -83,11 +84,17 @@ function columnSeries(name) {
 }
 function shownRuns() { return report.runs.map((run, i) => [run, i]).filter(([, i]) => state.shown[i]); }
 
-// Exponential moving average; its span is `state.smoothing` percent of the points, and it starts without a bias.
-function smooth(points) {
+// Exponential moving average; its span is `state.smoothing` percent of the points. It starts without a bias, and anew in
+// each stage, whose change would else look gradual.
+function smooth({run, points}) {
   const keep = 1 - 2 / (Math.max(1, points.length * state.smoothing / 100) + 1);
+  const starts = report.runs[run].stages.map((stage) => xOf(report.runs[run], stage.first));
   let sum = 0, weight = 0;
   return points.map(([x, y]) => {
+    if (x >= starts[0]) {
+      while (x >= starts[0]) starts.shift();
+      sum = weight = 0;
+    }
     sum = keep * sum + (1 - keep) * y;
     weight = keep * weight + (1 - keep);
     return [x, sum / weight];
@@ -114,7 +121,7 @@ const LABELS = {
 function curves(series, {y, format = "number", zero = false, top = null, plain = false, marks = false, x = xEncoding()}) {
   const rows = (list) => list.flatMap((s) => s.points.map((p) => ({x: p[0], y: p[1], key: s.key})));
   series = series.map((s, key) => ({...s, key}));
-  const lines = plain || !state.smoothing ? series : series.map((s) => ({...s, points: smooth(s.points)}));
+  const lines = plain || !state.smoothing ? series : series.map((s) => ({...s, points: smooth(s)}));
   const raw = lines === series ? [] : series;
   const scale = {zero, nice: true};
   if (zero && series.every((s) => s.points.every((p) => p[1] === 0))) scale.domain = [0, top ?? 1];
@@ -136,7 +143,7 @@ function curves(series, {y, format = "number", zero = false, top = null, plain =
     ...(alone.length && !marks ? [{data: {values: alone}, mark: {type: "circle", size: 28, opacity: 1},
       encoding: {...encoding(lines), strokeDash: undefined}}] : []),
   ];
-  return {spec: {layer}, series: {format, lines: lines.map((s, i) => (
+  return {spec: {layer}, series: {format, axis: x.axis.title, lines: lines.map((s, i) => (
     {label: s.label, colour: s.colour ?? runColour(s.run), points: s.points, raw: raw.length ? series[i].points : null}))}};
 }
 
@@ -195,7 +202,7 @@ function nearest(points, x) {
   return Math.abs(points[low][0] - x) <= Math.abs(points[high][0] - x) ? low : high;
 }
 
-function follow(one, {format, lines}) {
+function follow(one, {format, axis, lines}) {
   const hover = document.getElementById("hover");
   const cursor = element("div", {className: "cursor", hidden: true});
   one.plot.append(cursor);
@@ -205,7 +212,8 @@ function follow(one, {format, lines}) {
     const svg = one.plot.querySelector("svg");
     if (!one.view || !svg) return;
     const box = svg.getBoundingClientRect();
-    const [left] = one.view.origin();
+    const {left: padding, top: above} = one.view.padding();
+    const [left, top] = [one.view.origin()[0] + padding, one.view.origin()[1] + above];
     const scale = one.view.scale("x");
     const inside = event.clientX - box.left - left;
     if (inside < -4 || inside > one.view.width() + 4) return leave();
@@ -217,7 +225,7 @@ function follow(one, {format, lines}) {
       element("tr", {}, element("td", {}, element("i", {className: "chip", style: `background:${line.colour}`})),
         element("td", {}, line.label), element("td", {}, show(line.points[i][1], format)),
         element("td", {className: "muted"}, line.raw ? show(line.raw[i][1], format) : "")));
-    const head = element("div", {className: "muted"}, `${AXES[state.axis]} ${show(x, state.axis === "hours" ? "number" : "integer")}`
+    const head = element("div", {className: "muted"}, `${axis} ${show(x, axis === AXES.hours ? "number" : "integer")}`
       + (lines[0].raw ? " · smoothed, as measured" : ""));
     hover.replaceChildren(head, element("table", {}, ...rows));
     hover.hidden = false;
@@ -225,7 +233,9 @@ function follow(one, {format, lines}) {
     hover.style.left = `${Math.max(4, right ? event.clientX - wide - 16 : event.clientX + 16)}px`;
     hover.style.top = `${Math.min(event.clientY + 14, innerHeight - hover.offsetHeight - 6)}px`;
     cursor.hidden = false;
-    cursor.style.left = `${box.left - one.plot.getBoundingClientRect().left + left + scale(x)}px`;
+    const outer = one.plot.getBoundingClientRect();
+    cursor.style.left = `${box.left - outer.left + left + scale(x)}px`;
+    cursor.style.top = `${box.top - outer.top + top}px`;
     cursor.style.height = `${one.view.height()}px`;
   };
 }

@@ -268,7 +268,7 @@ function phases(run) {
   return {spec: {data: {values}, mark: {type: "area", opacity: 0.9, interpolate: "step-after"}, encoding: {
     x: xEncoding(), y: {field: "y", type: "quantitative", stack: true, axis: {title: "seconds", labelExpr: LABELS.number}},
     color: {field: "phase", type: "nominal", legend: null, scale: {domain: PHASES, range: palette().parts}},
-    order: {field: "order"}}}, series: {format: "number", lines: series.map((s) => ({...s, raw: null}))}};
+    order: {field: "order"}}}, series: {format: "number", axis: AXES[state.axis], lines: series.map((s) => ({...s, raw: null}))}};
 }
 
 function otherFigures() {

@@ -89,7 +89,7 @@ function footnotes() {
       + `${run.responses.stored} steps are in this page, long ones with their middle left out.` : "."));
   document.getElementById("footer").append(...lines.map((line) => element("p", {}, line)),
     element("p", {}, "Faint lines are values as measured, strong ones an exponential moving average over the given share "
-      + "of the points. Numbers have six significant digits. Plots: Vega-Lite."));
+      + "of the points, begun anew with each stage. Numbers have six significant digits. Plots: Vega-Lite."));
 }
 
 function boot() {

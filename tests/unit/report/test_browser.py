@@ -136,4 +136,13 @@ def test_the_value_under_the_pointer(browser, pages):
     step = int(text.split("step ")[1].split()[0])
     exact = view.page.evaluate(f"report.runs[0].columns['reward/all'][report.runs[0].columns.step.indexOf({step})]")
     assert f"{exact:.4g}" in text and "srpo" in text
+    line = view.page.locator(".mark-line path").first.bounding_box()
+    view.page.mouse.move(line["x"] + line["width"], box["y"] + 80)
+    cursor = view.page.locator(".cursor").first.bounding_box()
+    assert cursor["x"] == pytest.approx(line["x"] + line["width"], abs=1.5)
+    retention = view.page.locator(".card:has(h3:text-is('Retention')) svg")
+    retention.scroll_into_view_if_needed()
+    box = retention.bounding_box()
+    view.page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 80)
+    assert view.page.inner_text("#hover").startswith("epoch ") and view.complaints == []
     view.page.close()
