@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from srpo import __version__, samples
+from srpo import __version__
 from srpo.analysis.frequency import frequencies, pooled
 from srpo.analysis.patterns import Patterns
 from srpo.control.ledger import connect
@@ -91,10 +91,9 @@ def _config(path: Path) -> dict[str, Any]:
 def _patterns(path: Path) -> dict[str, Any]:
     """{pattern: {"about": text, "domains": {domain or "all": {"step": [...], "responses": [...], "matching": [...],
     "share": [...], "tokens_with": [...], "tokens_without": [...]}}}}; see srpo/analysis/frequency.py."""
-    if not (path / "samples").is_dir():
+    if not (stored := responses.stored_steps(path)):
         return {}
     patterns = Patterns.load()
-    stored = samples.steps(path)
     stride = math.ceil(len(stored) / ANALYSED)
     rows = frequencies(path, patterns, range(stored[0], stored[-1] + 1, stride))
     names = ("step", "responses", "matching", "share", "tokens_with", "tokens_without")

@@ -23,9 +23,7 @@ def choose(run: Path, size: int) -> dict[str, Any]:
     At most `size` bytes in the page: each step has its equal part of them, and takes one response at a time from each
     of its domains, right and wrong in turn, in the stored order.
     """
-    if not (run / "samples").is_dir():
-        return {"stored": 0, "shown": 0, "fields": FIELDS, "rows": []}
-    stored = samples.steps(run)
+    stored = stored_steps(run)
     chosen = _evenly(stored, STEPS)
     rows: list[list[Any]] = []
     for step in chosen:
@@ -40,6 +38,11 @@ def choose(run: Path, size: int) -> dict[str, Any]:
                 break
             rows.append(row)
     return {"stored": len(stored), "shown": len(chosen), "fields": FIELDS, "rows": rows}
+
+
+def stored_steps(run: Path) -> list[int]:
+    """Steps with stored responses; none, without an error, where the run stores none or has only begun."""
+    return samples.steps(run) if any((run / "samples").glob("step-*.parquet")) else []
 
 
 def _row(row: dict[str, Any]) -> list[Any]:

@@ -74,6 +74,7 @@ def test_a_lone_surrogate_is_escaped():
 def test_a_run_that_is_beginning(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
+    (run / "samples").mkdir()
     Ledger(run / "ledger.sqlite").close()
     (found,) = collect.collect([run])["runs"]
     assert found["steps"] == 0 and found["columns"] == {} and not found["finished"] and found["patterns"] == {}
