@@ -37,7 +37,7 @@ def show(run: Path, console: Console) -> None:
     table = Table()
     for name in ("stage", "domains"):
         table.add_column(name)
-    for name in ("steps", "epochs", "last reward"):
+    for name in ("steps", "epochs", "mean reward"):
         table.add_column(name, justify="right")
     table.add_column("")
     for i, p in enumerate(stages):
