@@ -49,7 +49,6 @@ class MemoryRun(BenchmarkRun):
 
     def update(self, step: int, problems: list[Problem], samples: list[Sample], advantage: list[float]) -> Update:
         if self.trainer.device.type == "cuda":
-            torch.cuda.empty_cache()  # what torch keeps for itself is no use of the KV cache's
             torch.cuda.reset_peak_memory_stats()
         self.updating = used(self.trainer.device)
         return super().update(step, problems, samples, advantage)
@@ -59,6 +58,7 @@ def used(device: torch.device) -> int:
     """Bytes in use on the whole device; of this process on CPU."""
     if device.type != "cuda":
         return resident("VmRSS")
+    torch.cuda.empty_cache()  # what torch keeps for later is not in use
     free, total = torch.cuda.mem_get_info()
     return total - free
 

@@ -66,7 +66,7 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
     """Results by step, in the steps' order, written after each step."""
     file = out / "results.json"
     results: dict[str, Any] = json.loads(file.read_text())["steps"] if file.exists() else {}
-    library = nvml()
+    library, unread = nvml()
     for step in steps:
         if only and step.name not in only:
             continue
@@ -86,7 +86,7 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
         results[step.name] = result | {"commit": found["commit"]}
         print(f"{step.name if lacking else '':{24 if lacking else 0}}{result['status']:10}{result['says']}", flush=True)
         results = {each.name: results[each.name] for each in steps if each.name in results}
-        document = {"environment": found | {"nvml": library is not None}, "steps": results}
+        document = {"environment": found | {"nvml": unread or "read"}, "steps": results}
         _replace(file, json.dumps(document, indent=1) + "\n")
         _replace(out / "results.md", gpu_report.markdown(document, gpu_report.rows(out, results)))
     return results

@@ -10,10 +10,12 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -96,12 +98,12 @@ def _version(package: str) -> str | None:
 class Sampler:
     """Clocks, power, temperature, memory and throttling of a GPU, read by NVML five times a second while a step runs.
 
-    It only reads; nothing of the card is changed. `figures` are None without NVML, and empty where nothing was read.
+    It only reads; nothing of the card is changed. `figures` are None without NVML, and lack what the driver refuses.
     """
 
     SECONDS = 0.2
 
-    def __init__(self, uuid: str, nvml: ModuleType | Any | None) -> None:
+    def __init__(self, uuid: str, nvml: Any | None) -> None:
         self._nvml, self._uuid = nvml, uuid
         self._readings: list[dict[str, float]] = []
         self._throttled: set[str] = set()
@@ -110,7 +112,6 @@ class Sampler:
 
     def __enter__(self) -> Sampler:
         if self._nvml is not None:
-            self._nvml.nvmlInit()
             self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self._uuid)
             self._thread.start()
         return self
@@ -120,7 +121,6 @@ class Sampler:
         if self._nvml is not None:
             self._over.set()
             self._thread.join()
-            self._nvml.nvmlShutdown()
 
     def _sample(self) -> None:
         n, handle = self._nvml, self._handle
@@ -129,16 +129,22 @@ class Sampler:
         reasons = {name.removeprefix("nvmlClocksThrottleReason"): getattr(n, name) for name in dir(n)
                    if name.startswith("nvmlClocksThrottleReason")
                    and not name.endswith(("None", "All", "GpuIdle", "ApplicationsClocksSetting"))}
+        figures: dict[str, Callable[[], float]] = {
+            "sm_mhz": lambda: n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM),
+            "memory_mhz": lambda: n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_MEM),
+            "power_w": lambda: n.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "temperature_c": lambda: n.nvmlDeviceGetTemperature(handle, n.NVML_TEMPERATURE_GPU),
+            "memory_gib": lambda: n.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
+            "busy": lambda: n.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "reasons": lambda: n.nvmlDeviceGetCurrentClocksThrottleReasons(handle)}
         while True:
-            self._readings.append({
-                "sm_mhz": n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_SM),
-                "memory_mhz": n.nvmlDeviceGetClockInfo(handle, n.NVML_CLOCK_MEM),
-                "power_w": n.nvmlDeviceGetPowerUsage(handle) / 1000,
-                "temperature_c": n.nvmlDeviceGetTemperature(handle, n.NVML_TEMPERATURE_GPU),
-                "memory_gib": n.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
-                "busy": n.nvmlDeviceGetUtilizationRates(handle).gpu})
-            bits = n.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+            reading = {}
+            for name, read in figures.items():
+                with suppress(n.NVMLError):  # not every driver, or virtual machine, gives everything
+                    reading[name] = read()
+            bits = int(reading.pop("reasons", 0))
             self._throttled |= {name for name, bit in reasons.items() if bits & bit}
+            self._readings.append(reading)
             if self._over.wait(self.SECONDS):
                 return
 
@@ -147,14 +153,22 @@ class Sampler:
         """[smallest, median, largest] of each; clocks, power and temperature only of moments when a kernel ran."""
         if self._nvml is None:
             return None
-        busy = [reading for reading in self._readings if reading["busy"]] or self._readings
+        busy = [reading for reading in self._readings if reading.get("busy", 1)] or self._readings
         found: dict[str, Any] = {}
         for name in busy[0] if busy else ():
-            values = [reading[name] for reading in (self._readings if name in ("memory_gib", "busy") else busy)]
+            readings = self._readings if name in ("memory_gib", "busy") else busy
+            values = [reading[name] for reading in readings if name in reading]
             found[name] = [round(value, 1) for value in (min(values), statistics.median(values), max(values))]
         return found | {"throttled": sorted(self._throttled)}
 
 
-def nvml() -> Any | None:
-    """pynvml, where it is installed."""
-    return importlib.import_module("pynvml") if _has_module("pynvml") else None
+def nvml() -> tuple[Any | None, str]:
+    """pynvml, where it is installed and the driver answers it; else why not."""
+    if not _has_module("pynvml"):
+        return None, "nvidia-ml-py is not installed"
+    library = importlib.import_module("pynvml")
+    try:
+        library.nvmlInit()
+    except library.NVMLError as error:
+        return None, f"NVML does not answer: {error}"
+    return library, ""

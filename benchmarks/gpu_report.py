@@ -33,8 +33,8 @@ def markdown(document: dict[str, Any], measured: list[dict[str, Any]]) -> str:
         f"commit {found['commit']}; {found['gpus']} GPU(s) of {found['memory_gib']} GiB.", ""]
     if absent:
         lines += [f"Not installed: {absent}.", ""]
-    if not found["nvml"]:
-        lines += ["No clocks and no power: nvidia-ml-py is not installed.", ""]
+    if found["nvml"] != "read":
+        lines += [f"No clocks and no power: {found['nvml']}.", ""]
     lines += ["Clocks and power are the medians of the moments of a step in which a kernel ran.", "",
               *table(["step", "result", "s", "SM MHz", "memory MHz", "W", "throttled by", "says"],
                      [_step(name, result) for name, result in steps.items()])]

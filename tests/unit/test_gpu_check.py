@@ -26,7 +26,7 @@ FOUND = {"device": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1", "gpus": 1, "cuda": 
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     here = dict(FOUND)
     monkeypatch.setattr(gpu_check, "probe", lambda: here)
-    monkeypatch.setattr(gpu_check, "nvml", lambda: None)
+    monkeypatch.setattr(gpu_check, "nvml", lambda: (None, "nvidia-ml-py is not installed"))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return here
 
@@ -93,7 +93,7 @@ def test_a_cut_repeats_the_step_that_was_cut(tmp_path: Path):
 import sys
 from benchmarks import gpu_check
 from benchmarks.gpu_steps import Step
-gpu_check.probe, gpu_check.nvml = lambda: {FOUND!r}, lambda: None
+gpu_check.probe, gpu_check.nvml = lambda: {FOUND!r}, lambda: (None, "none")
 first = Step("first", {count(tmp_path)!r})
 second = Step("second", "echo $$ > {tmp_path}/pid; [ -e {tmp_path}/quick ] || sleep 60")
 sys.exit(gpu_check.main(["--out", {str(tmp_path)!r}], [first, second]))
@@ -149,7 +149,7 @@ def test_markdown(found: dict[str, Any], tmp_path: Path):
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert lines[0] == "# NVIDIA H100 80GB HBM3"
     assert lines[2] == ("Driver 580.1, CUDA 13.0, Python 3.12, torch 2.11.0; commit abc; 1 GPU(s) of 79.2 GiB.")
-    assert "Not installed: vllm." in lines and any(line.startswith("No clocks and no power") for line in lines)
+    assert "Not installed: vllm." in lines and "No clocks and no power: nvidia-ml-py is not installed." in lines
     assert any(line.startswith("| bench | passed |") and line.endswith("| a \\| b |") for line in lines)
     assert "| vllm | not run |  |  |  |  |  | the Python package no_such_module is not installed |" in lines
     assert f"| {row('x', 1)['case']} | 2.000 | 1.660 | 1.20 | 1.25 met | Liger | 4.000 | 1.0e-06 |" in lines
@@ -172,8 +172,9 @@ class Nvml(SimpleNamespace):
     nvmlClocksThrottleReasonAll = 7
     reads = 0
 
-    def nvmlInit(self) -> None: ...
-    def nvmlShutdown(self) -> None: ...
+    class NVMLError(Exception):
+        pass
+
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         return uuid
 
@@ -186,7 +187,7 @@ class Nvml(SimpleNamespace):
         return 700_000
 
     def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
-        return 60
+        raise self.NVMLError("not supported")
 
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
         return SimpleNamespace(used=self.reads * 2**30)
@@ -208,7 +209,7 @@ def test_clocks_and_power_are_those_of_a_working_gpu(monkeypatch: pytest.MonkeyP
     figures = sampler.figures
     assert figures is not None and figures["sm_mhz"] == [1980, 1980, 1980] and figures["power_w"] == [700.0] * 3
     assert figures["memory_gib"][0] == 1.0 < figures["memory_gib"][2]
-    assert figures["throttled"] == ["SwPowerCap"]
+    assert figures["throttled"] == ["SwPowerCap"] and "temperature_c" not in figures
 
 
 def test_the_real_steps_are_well_formed():
