@@ -25,7 +25,8 @@ class Step:
     env: dict[str, str] = field(default_factory=dict)
 
 
-ENGINE = ("module:vllm", "module:megatron.core")
+TRAINER = ("module:pydantic", "module:math_verify")
+ENGINE = ("module:vllm", "module:megatron.core", *TRAINER)
 
 STEPS = [
     Step("build", "PYTHON setup.py build_ext --inplace", ("tool:nvcc",), 460, {"SRPO_REQUIRE_EXT": "1"}),
@@ -79,8 +80,8 @@ STEPS = [
     Step("canary", f"PYTHON -m benchmarks.bench_canary {BF16} --out OUT/NAME.json", ENGINE),
     Step("memory", f"PYTHON -m benchmarks.bench_memory {BF16} --out OUT/NAME.json", ENGINE, 460),
     Step("rollout", "PYTHON -m benchmarks.bench_rollout --dtype bfloat16 --out OUT/NAME.json", ENGINE, 460),
-    Step("sync", "PYTHON -m benchmarks.bench_sync --out OUT/NAME.json", ("gpus:2", "module:transformers")),
-    Step("balance", "PYTHON -m benchmarks.bench_balance --out OUT/NAME.json"),
+    Step("sync", "PYTHON -m benchmarks.bench_sync --out OUT/NAME.json", ("gpus:2", "module:transformers", *TRAINER)),
+    Step("balance", "PYTHON -m benchmarks.bench_balance --out OUT/NAME.json", TRAINER),
     *(Step(f"smollm2-{part}", f"PYTHON -m benchmarks.bench_{part} --config configs/smollm2.yaml {BF16} "
            "batch.micro_batch=64 --out OUT/NAME.json", (*ENGINE, "file:data/smollm2/train.jsonl"), 460)
       for part in ("step", "canary")),
