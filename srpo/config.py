@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from srpo import yaml12
 from srpo.errors import UserError
 
 
@@ -338,39 +339,13 @@ class Config(Section):
 # -- loading --------------------------------------------------------------------------------------------------------
 
 
-class YamlLoader(yaml.SafeLoader):
-    """YAML 1.2: PyYAML reads 1e-6 as a string, and takes the last of two equal keys without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-YamlLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-YamlLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-                              list("-+0123456789"))
-
-
 def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, and validate every field.
 
     Raises UserError naming the file and the key. Combinations are checked by srpo.check, which needs the world size.
     """
     path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=YamlLoader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read as text: {e}") from None
-    except yaml.YAMLError as e:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    tree = yaml12.read(path, "no such configuration file", "a mapping of sections")
     for item in overrides or []:
         _override(tree, item)
     try:
@@ -393,7 +368,7 @@ def _override(tree: dict[str, Any], item: str) -> None:
     for p in parents:
         node = node.setdefault(p, {}) if isinstance(node, dict) else _index(node, p, key)
     try:
-        parsed = yaml.load(value, Loader=YamlLoader)
+        parsed = yaml12.parse(value)
     except yaml.YAMLError as e:
         raise UserError(f"override {item!r}: the value is not valid YAML: {' '.join(str(e).split())}") from None
     if isinstance(node, dict):

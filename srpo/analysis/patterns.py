@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from pydantic import Field, ValidationError
 
-from srpo.config import Section, YamlLoader
+from srpo import yaml12
+from srpo.config import Section
 from srpo.errors import UserError
 
 DEFAULT = Path(__file__).with_name("patterns.yaml")
@@ -47,7 +47,8 @@ class Patterns:
         """Raises UserError naming the file and the key."""
         file = Path(file)
         patterns = {}
-        for name, entry in _mapping(file).items():
+        tree = yaml12.read(file, f"no such file of patterns; {DEFAULT} is one to copy", "a mapping of patterns by name")
+        for name, entry in tree.items():
             try:
                 patterns[str(name)] = pattern = Pattern.model_validate(entry)
             except ValidationError as e:
@@ -100,17 +101,3 @@ def _check(where: str, keyword: str) -> None:
         reason = str(e).removeprefix("Invalid regular expression: ").split(": ")[0]
         raise UserError(f"{where}: not a regular expression that RE2 knows: {reason}; RE2 has no look-around and no "
                         "references back") from None
-
-
-def _mapping(file: Path) -> dict[str, object]:
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=YamlLoader)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file of patterns; {DEFAULT} is one to copy") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{file}: cannot be read as text: {e}") from None
-    except yaml.YAMLError as e:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(e).split())}") from None
-    if not isinstance(tree, dict) or not tree:
-        raise UserError(f"{file}: expected a mapping of patterns by name, found {type(tree).__name__}")
-    return tree

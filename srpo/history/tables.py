@@ -129,8 +129,8 @@ def regressed(db: sqlite3.Connection, only: Only, limit: int) -> Table:
 
 def prompt(db: sqlite3.Connection, prompt_id: str) -> Table:
     """Every epoch that saw it or decided about it; an empty table for an unknown id."""
-    table = _table(prompt_id, "epoch", "step", "stage", "correct", "pass rate", "state", "reward", "spread", "mean tokens",
-                   "truncated", "decision", text=("stage", "state", "decision"))
+    table = _table(prompt_id, "epoch", "step", "stage", "correct", "pass rate", "state", "reward", "spread",
+                   "mean tokens", "truncated", "decision", text=("stage", "state", "decision"))
     decided = {epoch: _decision(*rest) for epoch, *rest in db.execute(
         "SELECT epoch, decision, reason, until FROM decisions WHERE prompt_id = ? ORDER BY rowid", (prompt_id,))}
     seen = {row[0]: row for row in db.execute(
