@@ -8,7 +8,7 @@ after a cut, with the same --out, it goes on where it was: a step that ended, we
 another commit or with --only; one that lacked something is tried again. Nothing is downloaded, and no setting of the
 GPU is changed.
 
-Exit code: 0 when all that could run passed, 1 when a step failed or reached its limit, 2 without a GPU.
+Exit code: 0 when all that could run passed, 1 when a step failed, reached its limit or has to go on, 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from benchmarks.gpu_host import CUDA, ROOT, Host, Sampler, nvml, probe
 from benchmarks.gpu_steps import STEPS, Step
 
 ENDED = ("passed", "failed", "time-out")
+MORE = 75
+"""Exit code of a step that goes on where it was when it is run again."""
 
 
 def main(arguments: list[str] | None = None, steps: Sequence[Step] = tuple(STEPS)) -> int:
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None, steps: Sequence[Step] = tuple(STEPS
     results = run_all(steps, out, found, options.only)
     print(f"\n{out / 'results.md'}")
     chosen = [result for name, result in results.items() if not options.only or name in options.only]
-    return 1 if any(result["status"] in ("failed", "time-out") for result in chosen) else 0
+    return 1 if any(result["status"] not in ("passed", "not run") for result in chosen) else 0
 
 
 def folder_name(device: str) -> str:
@@ -114,9 +116,11 @@ def run(step: Step, out: Path) -> dict[str, Any]:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     lines = log.read_text(errors="replace").strip().splitlines()
-    status = "time-out" if code is None else "passed" if code == 0 else "failed"
+    status = "time-out" if code is None else {0: "passed", MORE: "unfinished"}.get(code, "failed")
     says = lines[-1][:200] if lines else ""
-    if code is None:
+    if code == MORE:
+        says = "goes on in the next run; " + says
+    elif code is None:
         says = f"stopped after {step.limit} s; " + says
     elif code:
         says = f"exit code {code}; " + says

@@ -26,6 +26,8 @@ class Step:
 
 
 TRAINER = ("module:pydantic", "module:math_verify")
+SMOLLM2 = ("file:data/smollm2/train.jsonl",)
+RUN = "runs/gpu-check-smollm2"
 ENGINE = ("module:vllm", "module:megatron.core", *TRAINER)
 
 STEPS = [
@@ -83,6 +85,12 @@ STEPS = [
     Step("sync", "PYTHON -m benchmarks.bench_sync --out OUT/NAME.json", ("gpus:2", "module:transformers", *TRAINER)),
     Step("balance", "PYTHON -m benchmarks.bench_balance --out OUT/NAME.json", TRAINER),
     *(Step(f"smollm2-{part}", f"PYTHON -m benchmarks.bench_{part} --config configs/smollm2.yaml {BF16} "
-           "batch.micro_batch=64 --out OUT/NAME.json", (*ENGINE, "file:data/smollm2/train.jsonl"), 460)
+           "batch.micro_batch=64 --out OUT/NAME.json", (*ENGINE, *SMOLLM2), 460)
       for part in ("step", "canary")),
+    Step("smollm2-trl", f"PYTHON -m benchmarks.bench_trl --config configs/smollm2.yaml {BF16} batch.micro_batch=64 "
+         "--steps 30 --out OUT/NAME.json", ("module:vllm", "module:trl", *TRAINER, *SMOLLM2), 460),
+    # Stops by itself and goes on in the next run (gpu_check.MORE), until the model is there.
+    Step("smollm2-train", f"timeout --preserve-status -s TERM 420 PYTHON -m srpo train configs/smollm2.yaml run={RUN} "
+         f"{BF16} batch.micro_batch=64 'stages=[{{name: gsm8k, domains: [math], until: steps, steps: 100}}]' "
+         f"&& cp {RUN}/metrics.jsonl OUT/NAME.jsonl && {{ [ -d {RUN}/hf ] || exit 75; }}", (*ENGINE, *SMOLLM2), 475),
 ]

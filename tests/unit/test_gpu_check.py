@@ -86,6 +86,14 @@ def test_what_ended_is_not_repeated_but_for_another_commit(found: dict[str, Any]
     assert marks(tmp_path) == 7
 
 
+def test_a_step_that_has_more_to_do_goes_on_in_the_next_run(found: dict[str, Any], tmp_path: Path):
+    step = Step("long", f"{count(tmp_path)}; [ $(wc -l < OUT/marks) = 3 ] || exit 75")
+    for code, status in ((1, "unfinished"), (1, "unfinished"), (0, "passed"), (0, "passed")):
+        found_code, results = check(tmp_path, step)
+        assert (found_code, results["long"]["status"]) == (code, status)
+    assert results["long"]["says"] == "done" and marks(tmp_path) == 3
+
+
 def test_a_cut_repeats_the_step_that_was_cut(tmp_path: Path):
     """Killed in its second step, and asked to end in it."""
     program = tmp_path / "program.py"
