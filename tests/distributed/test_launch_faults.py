@@ -193,7 +193,7 @@ def test_sigterm_while_the_run_starts_ends_it_at_once(start, end, tmp_path):
 
 @pytest.mark.parametrize("asked", [0, 1])
 def test_sigterm_when_only_one_rank_has_begun(start, end, tmp_path, asked):
-    """Rank 1 waits for rank 0 in its first step. It is asked: both stop after that step. Rank 0 is: both end at once."""
+    """Rank 1 waits for rank 0 in its first step. It is asked: both stop after that step. Rank 0 is: both end now."""
     process = start(disagree=f"""
 from srpo.watchdog import Watchdog
 arm = Watchdog.arm
