@@ -41,12 +41,6 @@ STEPS = [
     *(Step(f"test-{name}",
            f"PYTHON -m pytest -p no:cacheprovider -rfE -k 'not cpp' tests/kernels/test_kernels_{name}.py",
            ("module:pytest", "module:hypothesis"), 300, {"SRPO_TEST_DEVICE": "cuda"}) for name in KERNEL_TESTS),
-    *(Step(f"{tool}-{kernel}", f"compute-sanitizer --tool {tool} --error-exitcode 9 PYTHON -m benchmarks.gpu_kernels "
-           f"{kernel}", ("tool:compute-sanitizer", *(("step:build",) if kernel.endswith("cpp") else ())), 300,
-           # Each tensor an allocation of its own, or what lies beyond it is torch's too.
-           {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-      for kernel in ("advantage", "statistics", "policy_loss", "scale", "linear", "statistics-cpp")
-      for tool in ("memcheck", "racecheck", "initcheck")),
 
     # Kernels against their floor and their peers.
     Step("bench-advantage", f"PYTHON -m benchmarks.bench_advantage {BENCH}"),
@@ -93,4 +87,12 @@ STEPS = [
     Step("smollm2-train", f"timeout --preserve-status -s TERM 420 PYTHON -m srpo train configs/smollm2.yaml run={RUN} "
          f"{BF16} batch.micro_batch=64 'stages=[{{name: gsm8k, domains: [math], until: steps, steps: 100}}]' "
          f"&& cp {RUN}/metrics.jsonl OUT/NAME.jsonl && {{ [ -d {RUN}/hf ] || exit 75; }}", (*ENGINE, *SMOLLM2), 475),
+
+    # Slow, so last.
+    *(Step(f"{tool}-{kernel}", f"compute-sanitizer --tool {tool} --error-exitcode 9 PYTHON -m benchmarks.gpu_kernels "
+           f"{kernel}", ("tool:compute-sanitizer", *(("step:build",) if kernel.endswith("cpp") else ())), 300,
+           # Each tensor an allocation of its own, or what lies beyond it is torch's too.
+           {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+      for kernel in ("advantage", "statistics", "policy_loss", "scale", "linear", "statistics-cpp")
+      for tool in ("memcheck", "racecheck", "initcheck")),
 ]

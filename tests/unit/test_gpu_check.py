@@ -49,7 +49,7 @@ def test_a_step_passes_fails_times_out_or_lacks_something(found: dict[str, Any],
     began = time.monotonic()
     code, results = check(
         tmp_path, Step("good", "echo first; echo OUT/NAME.json; echo '{}' > OUT/NAME.json"),
-        Step("bad", "echo it broke; exit 3"), Step("slow", "echo begun; sleep 60 & sleep 60", limit=1),
+        Step("bad", "echo it broke; exit 3"), Step("slow", "echo begun; sleep 60 & echo $! > OUT/left; sleep 60", limit=1),
         Step("absent", "touch OUT/absent", ("module:no.such.package", "gpus:2", "tool:no-such-tool", "step:bad")),
         Step("after", "echo fine", ("step:good", "module:json", "file:benchmarks")))
     assert code == 1 and time.monotonic() - began < 30
@@ -63,6 +63,18 @@ def test_a_step_passes_fails_times_out_or_lacks_something(found: dict[str, Any],
         "the Python package no.such.package is not installed; needs 2 GPUs, found 1; no-such-tool is not on the PATH "
         f"nor in {gpu_host.CUDA}; the step bad has not passed")
     assert not (tmp_path / "absent").exists()
+    assert _over(int((tmp_path / "left").read_text()))
+
+
+def _over(pid: int) -> bool:
+    """Gone, or dead and not yet buried by whoever inherited it."""
+    status = Path(f"/proc/{pid}/stat")
+    deadline = time.monotonic() + 10
+    while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def test_steps_see_the_repository_and_this_interpreter(found: dict[str, Any], tmp_path: Path):
@@ -118,7 +130,7 @@ sys.exit(gpu_check.main(["--out", {str(tmp_path)!r}], [first, second]))
         assert process.wait(30) == (143 if ending == signal.SIGTERM else -signal.SIGKILL)
         step = int((tmp_path / "pid").read_text())
         if ending == signal.SIGTERM:
-            assert not Path(f"/proc/{step}").exists()
+            assert _over(step)
         else:
             gpu_check.os.killpg(step, signal.SIGKILL)
         (tmp_path / "pid").unlink()
