@@ -49,7 +49,8 @@ def test_a_step_passes_fails_times_out_or_lacks_something(found: dict[str, Any],
     began = time.monotonic()
     code, results = check(
         tmp_path, Step("good", "echo first; echo OUT/NAME.json; echo '{}' > OUT/NAME.json"),
-        Step("bad", "echo it broke; exit 3"), Step("slow", "echo begun; sleep 60 & echo $! > OUT/left; sleep 60", limit=1),
+        Step("bad", "echo it broke; exit 3"),
+        Step("slow", "echo begun; sleep 60 & echo $! > OUT/left; sleep 60", limit=1),
         Step("absent", "touch OUT/absent", ("module:no.such.package", "gpus:2", "tool:no-such-tool", "step:bad")),
         Step("after", "echo fine", ("step:good", "module:json", "file:benchmarks")))
     assert code == 1 and time.monotonic() - began < 30
