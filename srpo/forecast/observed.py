@@ -71,8 +71,11 @@ def observed(run: str | Path, last: int | None = None) -> Observed:
     first = db.execute("SELECT MIN(epoch) FROM prompts WHERE domain IN (SELECT domain FROM prompts WHERE epoch = ?)",
                        (closed[-1][0],)).fetchone()[0]
     closed = [(epoch, stage) for epoch, stage in closed if epoch >= first][-LATEST:]
+    codes, histories, prompts = _histories(db, [epoch for epoch, _ in closed])
+    # The latest may begin with epochs of other domains alone.
+    begin = int((histories >= 0).any(0).argmax())
+    closed, histories = closed[begin:], histories[:, begin:]
     epochs = [epoch for epoch, _ in closed]
-    codes, histories, prompts = _histories(db, epochs)
     trained = np.zeros((len(epochs), len(codes)), np.int64)
     for epoch, samples, correct, groups in db.execute(
             "SELECT epoch, samples, correct, SUM(trained) FROM prompts WHERE epoch <= ? GROUP BY 1, 2, 3",

@@ -101,8 +101,7 @@ def _sampler(seen: Observed, latent: Latent, grows: Growth, rule: Sampler, epoch
         shown, informative = made.prompts[:, e], made.informative[:, e]
         share = informative / np.maximum(shown, 1)
         steps, used = efficiency(rule, int(np.median(shown)), seen.prompts_per_step, float(np.median(share)))
-        used_share = used / max(float(np.median(informative)), 1.0)
-        cost = np.where(informative > 0, shown * seen.samples / np.maximum(informative * used_share, 1e-9), np.inf)
+        cost = np.where(informative > 0, shown * seen.samples / np.maximum(informative * used, 1e-9), np.inf)
         rows.append({"epoch": seen.epochs[-1] + 1 + e, "prompts": _interval(shown),
                      "informative_share": _interval(share), "rollouts": _interval(shown * seen.samples),
                      "rollouts_per_informative_group": _interval(cost), "steps": steps})

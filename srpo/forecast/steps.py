@@ -34,14 +34,15 @@ def steps(sampler: Sampler, prompts: int, batch: int, samples: int,
 
 
 def efficiency(sampler: Sampler, prompts: int, batch: int, informative: float) -> tuple[float, float]:
-    """(steps, informative groups that updates use) of an epoch in which that share of the groups is informative: of its
-    first steps, scaled up."""
+    """(steps, share of the informative groups that updates use) of an epoch in which that share of the groups is
+    informative: of its first steps, scaled up."""
     if not prompts:
-        return 0.0, 0.0
+        return 0.0, 1.0
     rng = np.random.default_rng(0)
-    taken = used = count = 0
+    taken = mixed = used = count = 0
     for correct, trained in steps(sampler, prompts, batch, 2, lambda a, b: (rng.random(b - a) < informative) * 1):
-        taken, used, count = taken + len(correct), used + int(correct[trained].sum()), count + 1
+        taken, mixed, count = taken + len(correct), mixed + int(correct.sum()), count + 1
+        used += int(correct[trained].sum())
         if count == _STEPS:
             break
-    return count * prompts / taken, used * prompts / taken
+    return count * prompts / taken, used / mixed if mixed else 1.0

@@ -10,6 +10,7 @@ from ledgers import write
 from srpo.control.ledger import Decision, Ledger, RolloutRow
 from srpo.errors import UserError
 from srpo.forecast.observed import observed, signal
+from srpo.forecast.predict import forecast
 
 
 def step(ledger, epoch, step, domain, **correct):
@@ -71,6 +72,18 @@ def test_a_long_run_is_cut_to_its_latest_epochs(run, monkeypatch):
     # a and c were in epoch 1 alone; of b and d the second counts
     assert seen.epochs == [2] and named == {(4, 4): 1, (4, 1): 1, (4, 2): 1, (4, 0): 1}
     np.testing.assert_allclose(seen.signals, whole.signals[-1:])
+
+
+def test_a_domain_that_comes_back_after_the_latest_epochs_began(tmp_path, monkeypatch):
+    monkeypatch.setattr("srpo.forecast.observed.LATEST", 3)
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    for epoch, domain in enumerate(["math", "code", "code", "math"], 1):
+        step(ledger, epoch, epoch, domain, **{f"{domain}{i}": i for i in range(5)})
+        ledger.close_epoch(epoch, domain, [])
+    ledger.close()
+    seen = observed(tmp_path)
+    assert (seen.epochs, seen.stages, seen.histories.shape) == ([4], ["math"], (5, 1))
+    assert forecast(tmp_path, 2)["epochs_seen"] == [4]
 
 
 def test_a_ledger_without_a_closed_epoch(tmp_path):

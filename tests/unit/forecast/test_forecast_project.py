@@ -110,15 +110,16 @@ def test_steps_refill_until_the_sampler_has_enough():
         assert len(trained) == 2 and all(0 < correct[i] < 4 for i in trained)
 
 
-def test_efficiency_without_refilling():
-    count, used = efficiency(rule("plain"), 50_000, 50, 0.3)
-    assert count == 1000 and used == pytest.approx(15_000, rel=0.03)
+@pytest.mark.parametrize(("prompts", "informative"), [(50_000, 0.3), (37, 0.54), (20, 0.02), (20, 0.0)])
+def test_efficiency_without_refilling(prompts, informative):
+    """Every informative group is used, however few there are."""
+    assert efficiency(rule("plain"), prompts, 50, informative) == (math.ceil(prompts / 50), 1.0)
 
 
 def test_efficiency_with_refilling():
     """Each step trains on informative groups alone, and some are left over: more steps than that cannot be."""
     count, used = efficiency(rule("dynamic"), 50_000, 50, 0.3)
-    assert used == pytest.approx(50 * count) and 0.9 * 300 < count <= 1.03 * 300
+    assert 0.9 * 300 < count <= 1.03 * 300 and used == pytest.approx(50 * count / 15_000, rel=0.03)
 
 
 # -- whole forecasts ------------------------------------------------------------------------------------------------
