@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -76,6 +77,7 @@ class Offload:
         """DistributedOptimizer.step_with_ready_grads, piece by piece. Leaves the state on the host."""
         inner = self.optimizer.optimizer
         groups = inner.param_groups
+        counts: list[dict[str, Any]] = [{} for _ in groups]
         self._send(self.parameters)
         try:
             for piece in self._pieces():
@@ -85,12 +87,15 @@ class Offload:
                 members = set(piece)
                 inner.param_groups = [{**g, "params": [p for p in g["params"] if p in members]} for g in groups]
                 inner.step()
+                for count, group in zip(counts, inner.param_groups, strict=True):
+                    if group["params"]:  # an optimizer that counts steps in its groups leaves out empty ones
+                        count.update({k: v for k, v in group.items() if k != "params"})
                 for main in piece:
                     if main in self.models:
                         self.models[main].copy_(main)
                 self._send(piece)
-            for group, last in zip(groups, inner.param_groups, strict=True):  # Transformer Engine's Adam counts there
-                group.update({k: v for k, v in last.items() if k != "params"})
+            for group, count in zip(groups, counts, strict=True):
+                group.update(count)
         finally:
             inner.param_groups = groups
         if not self.ddp.ddp_config.overlap_param_gather:

@@ -95,7 +95,8 @@ def unequal(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def measure(name: str) -> dict[str, float]:
     case, argument = name.split("/")
     with mock.patch("srpo.megatron.offload.PIECE", PIECE):
-        return {"undisturbed": undisturbed, "place": place, "save": save, "device": device}[case](argument)
+        by_name = {"undisturbed": undisturbed, "place": place, "save": save, "count": count, "device": device}
+        return by_name[case](argument)
 
 
 def undisturbed(name: str) -> dict[str, float]:
@@ -194,6 +195,27 @@ def save(name: str) -> dict[str, float]:
     return {"different": unequal(expected, state(trainer))}
 
 
+def count(name: str) -> dict[str, float]:
+    """Transformer Engine's and Apex's Adam, which Megatron takes where they are installed, count steps in their groups,
+    in those with parameters."""
+    trainer, batches = start(name)
+    assert trainer._offload
+    inner = trainer._offload.optimizer.optimizer
+    step = inner.step
+
+    def counting() -> None:
+        for group in inner.param_groups:
+            if group["params"]:
+                group["step"] = group.get("step", 0) + 1
+        step()
+
+    with mock.patch.object(inner, "step", counting):
+        train(trainer, batches)
+        train(trainer, batches)
+    return {"groups": float(len(inner.param_groups)),
+            "different": float(sum(group.get("step") != 2 for group in inner.param_groups))}
+
+
 def device(name: str) -> dict[str, float]:
     trainer, batches = start(name)
     train(trainer, batches)
@@ -238,6 +260,11 @@ def test_memory_goes_and_what_points_to_it_stays(measured: dict[str, float]) -> 
 @pytest.mark.parametrize("measured", cases("save"), ids=str, indirect=True)
 def test_a_checkpoint_holds_the_state_wherever_it_is(measured: dict[str, float]) -> None:
     assert measured == {"different": 0}
+
+
+@pytest.mark.parametrize("measured", [Case(1, "count/tp1+bfloat16")], ids=str, indirect=True)
+def test_groups_that_count_their_steps_all_do(measured: dict[str, float]) -> None:
+    assert measured == {"groups": 2, "different": 0}
 
 
 @pytest.mark.gpu
