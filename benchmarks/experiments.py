@@ -46,13 +46,14 @@ def _one(*domains: str) -> str:
 
 ARMS = {
     "history": [f"stages={STAGED}"],
+    "returning": [f"stages={STAGED}", "resample.epochs=2"],
     "plain": [f"stages={STAGED}", "resample.sampler=plain"],
     "dynamic": [f"stages={STAGED}", "resample.sampler=dynamic"],
     "mixed": [f"stages={_one('math', 'code')}"],
     "maths only": [f"stages={_one('math')}"],
     "code only": [f"stages={_one('code')}"],
 }
-SAMPLERS = ["history", "plain", "dynamic"]
+SAMPLERS = ["history", "returning", "plain", "dynamic"]
 STRATEGIES = ["history", "mixed", "maths only", "code only"]
 """SRPO's is the arm "history": two stages."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -163,7 +164,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def document(runs: dict[str, list[list[Step]]], seeds: Sequence[int], ranks: int) -> str:
-    budget = min(steps[-1].rollouts for arms in runs.values() for steps in arms)
+    budget, shorter = (min(steps[-1].rollouts for arm in arms for steps in runs[arm])
+                       for arms in (SAMPLERS, STRATEGIES))
     device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     how = (f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), {ranks} ranks on {device}, torch {torch.__version__}. "
            "Every figure is a mean over the seeds with its 95 % interval.")
@@ -174,14 +176,17 @@ def document(runs: dict[str, list[list[Step]]], seeds: Sequence[int], ranks: int
         "with 128 problems a domain and a model of 0.8 M parameters: it says how the methods differ where problems are",
         "soon mastered, and nothing about sizes, lengths or data that people train on.", "", how, "",
         f"## Samplers, after {budget:,} rollouts", "",
-        "Two stages, maths and then both, with each sampler.", "", *table(runs, SAMPLERS, budget), "",
+        "Two stages, maths and then both, with each sampler; `returning` is history resampling with prompts that come",
+        "back after two epochs.", "", *table(runs, SAMPLERS, budget), "",
         "Held-out accuracy, mean of both domains, on the way:", "", *curve(runs, SAMPLERS, budget), "",
         "Difference to history resampling, seed by seed, in points:", "", *differences(runs, SAMPLERS, budget), "",
-        f"## Strategies, after {budget:,} rollouts", "",
+        f"## Strategies, after {shorter:,} rollouts", "",
         "History resampling, with each choice of stages; `staged` is the arm `history` of above.", "",
-        *table(runs, STRATEGIES, budget), "", "Held-out accuracy, mean of both domains, on the way:", "",
-        *curve(runs, STRATEGIES, budget), "", "Difference to two stages, seed by seed, in points:", "",
-        *differences(runs, STRATEGIES, budget), ""])
+        *table(runs, STRATEGIES, shorter), "", "Held-out accuracy, mean of both domains, on the way:", "",
+        *curve(runs, STRATEGIES, shorter), "", "Difference to two stages, seed by seed, in points:", "",
+        *differences(runs, STRATEGIES, shorter), "",
+        "## How each arm ended", "",
+        f"After {STEPS} updates, or when resampling had left no prompt.", "", *ends(runs), ""])
 
 
 def table(runs: dict[str, list[list[Step]]], arms: Sequence[str], budget: int) -> Iterator[str]:
@@ -213,6 +218,17 @@ def differences(runs: dict[str, list[list[Step]]], arms: Sequence[str], budget: 
 
     return rows(["", "maths", "code", "mean"], ((name(arm, arms), [difference(arm, d) for d in ("math", "code", None)])
                                                 for arm in arms[1:]))
+
+
+def ends(runs: dict[str, list[list[Step]]]) -> Iterator[str]:
+    columns: dict[str, Callable[[list[Step]], float]] = {
+        "maths, %": lambda s: 100 * at(s, s[-1].rollouts, accuracy("math")),
+        "code, %": lambda s: 100 * at(s, s[-1].rollouts, accuracy("code")),
+        "rollouts": lambda s: s[-1].rollouts,
+        "updates": lambda s: len(s) - 1,
+    }
+    return rows(["", *columns], (
+        (arm, [", ".join(f"{f(s):,.0f}" for s in runs[arm]) for f in columns.values()]) for arm in ARMS))
 
 
 def name(arm: str, arms: Sequence[str]) -> str:

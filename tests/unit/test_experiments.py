@@ -52,3 +52,4 @@ def test_the_document_has_every_arm_and_takes_differences_within_a_seed():
     assert "| dynamic | 20.0 ± 0.0 | 0.0 ± 0.0 | 10.0 ± 0.0 |" in text
     assert "| plain | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 |" in text
     assert "| dynamic | 75.0 ± 317.6 |" in text, "but an arm's own figure has the spread of its seeds"
+    assert "| dynamic | 90, 140 | 50, 50 | 80, 80 | 4, 4 |" in text
