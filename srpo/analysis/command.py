@@ -47,7 +47,7 @@ def _described(patterns: Patterns) -> dict[str, object]:
 
 def show(run: Path, which: str, console: Console | None = None) -> int:
     """Print the stored responses of a step (a number) or to a prompt (its id)."""
-    console = console or Console()
+    console = console or Console(markup=False)
     stored = samples.steps(run)
     found = 0
     for step in [int(which)] if which.isdecimal() and int(which) in stored else stored:

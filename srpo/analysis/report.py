@@ -25,7 +25,7 @@ WIDTH = 70
 
 
 def show(run: Path, patterns: Patterns, analysis: Analysis, console: Console | None = None) -> None:
-    console = console or Console(width=max(120, Console().width))
+    console = console or Console(width=max(120, Console().width), markup=False)
     rows = analysis.frequencies
     steps = sorted({row.step for row in rows})
     console.print(f"{run}: stored responses of {len(steps):,} steps, {steps[0]} to {steps[-1]}; patterns of "

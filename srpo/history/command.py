@@ -20,7 +20,7 @@ from srpo.history.tables import Only
 def show(run: Path, prompt: str | None, epoch: int | None, domain: str | None, limit: int,
          console: Console | None = None) -> None:
     """Print the tables, or one prompt's."""
-    console = console or Console(width=max(120, Console().width))
+    console = console or Console(width=max(120, Console().width), markup=False)
     with closing(_open(run)) as db:
         _check(db, epoch, domain)
         if prompt is None:
@@ -36,7 +36,7 @@ def show(run: Path, prompt: str | None, epoch: int | None, domain: str | None, l
 def export(run: Path, target: Path, table: str, epoch: int | None, domain: str | None,
            console: Console | None = None) -> None:
     """Write one table, or all of them, and print what was written."""
-    console = console or Console(soft_wrap=True)
+    console = console or Console(soft_wrap=True, markup=False)
     with closing(_open(run)) as db:
         _check(db, epoch, domain)
         if target.suffix in (".csv", ".parquet"):

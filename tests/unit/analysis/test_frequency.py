@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,14 @@ def test_stored_responses_are_shown(run, capsys):
     assert capsys.readouterr().out.count("p0, sample 0") == 2
     assert command(["analyze", str(run), "--show", "p9"]) == 2
     assert "no stored responses of such a step" in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
+    samples.write(tmp_path, 1, [replace(row(1, 0, DOUBT), stage="one[/x]", prompt_id="p[/y]")])
+    assert command(["analyze", str(tmp_path)]) == 0
+    assert "one[/x]" in capsys.readouterr().out
+    assert command(["analyze", str(tmp_path), "--show", "1"]) == 0
+    assert "one[/x]: p[/y]" in capsys.readouterr().out
 
 
 def test_a_run_without_responses_is_told(tmp_path, own):

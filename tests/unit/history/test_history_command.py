@@ -126,6 +126,16 @@ def test_no_ledger_and_an_empty_one(tmp_path, capsys):
         printed(tmp_path)
 
 
+def test_ids_with_brackets_are_printed_as_they_are(tmp_path, capsys):
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        ledger.append([RolloutRow(1, 1, "s", p, 0, "math", 0.0, 0.0, 9, False) for p in ("a[b]c", "a[/b]c")])
+    assert command(["history", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "a[b]c" in text and "a[/b]c" in text
+    assert command(["history", str(tmp_path), "--prompt", "a[/b]c"]) == 0
+    assert "a[/b]c (math)" in capsys.readouterr().out
+
+
 def test_export_from_the_command_line(small, tmp_path, capsys):
     assert command(["history", str(small), "--export", str(tmp_path / "t.csv"), "--table", "steps"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 't.csv'}: 3 rows\n"
