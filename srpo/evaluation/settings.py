@@ -19,7 +19,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Settings:
-    """`template` and `style` are as data.template and reward.style; `chunk` is in problems."""
+    """`template` and `style` are as data.template and reward.style, `dtype` as vLLM's; `chunk` is in problems."""
 
     samples: int
     temperature: float
@@ -30,6 +30,7 @@ class Settings:
     style: str
     chunk: int
     tensor: int
+    dtype: str
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_tokens", "chunk", "tensor"):
@@ -52,10 +53,11 @@ def settle(given: dict[str, Any], config: Config | None) -> Settings:
     """Fill what is None in `given`, whose names are the fields of Settings."""
     chosen = {k: v for k, v in given.items() if v is not None}
     defaults: dict[str, Any] = {"samples": 4, "temperature": 1.0, "top_p": 1.0, "max_tokens": 4096, "seed": 1,
-                                "template": "chat", "tensor": 1}
+                                "template": "chat", "tensor": 1, "dtype": "auto"}
     if config:
         defaults |= {"samples": config.eval.samples, "temperature": config.eval.temperature,
-                     "max_tokens": config.rollout.max_response_tokens, "template": config.data.template}
+                     "max_tokens": config.rollout.max_response_tokens, "template": config.data.template,
+                     "dtype": config.model.dtype}
         if "samples" not in chosen and chosen.get("temperature", defaults["temperature"]) == 0:
             defaults["samples"] = 1
     merged = defaults | chosen

@@ -45,16 +45,17 @@ class Completion:
 
 class Sampler:
     """A vLLM engine of its own; in a launch of several ranks, one over each `tensor` adjacent ones. `template` is as
-    data.template."""
+    data.template, `dtype` as vLLM's: with auto the model's own, but bfloat16 where that is float32."""
 
-    def __init__(self, model: str, template: str, max_tokens: int, *, max_prompt: int = MAX_PROMPT, tensor: int = 1):
+    def __init__(self, model: str, template: str, max_tokens: int, *, max_prompt: int = MAX_PROMPT, tensor: int = 1,
+                 dtype: str = "auto"):
         self._tokenizer = Tokenizer(model, template, max_prompt)
         self._max_tokens = max_tokens
         self._on_cuda = torch.cuda.is_available()
         if not self._on_cuda:  # as srpo/rollout/engine.py: compiling takes longer than it saves
             torch._dynamo.config.disable = True
-        self._llm = LLM(model, seed=0, skip_tokenizer_init=True, generation_config="vllm", use_tqdm_on_load=False,
-                        max_model_len=max_prompt + max_tokens, tensor_parallel_size=tensor,
+        self._llm = LLM(model, dtype=dtype, seed=0, skip_tokenizer_init=True, generation_config="vllm",
+                        use_tqdm_on_load=False, max_model_len=max_prompt + max_tokens, tensor_parallel_size=tensor,
                         distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
                         enforce_eager=not self._on_cuda, kv_cache_memory_bytes=None if self._on_cuda else CPU_CACHE)
 

@@ -127,7 +127,8 @@ def test_what_was_done_is_recorded(run, model: Path):
     summary = run(boxed("1"), "--samples", "1", "--temperature", "0.6", "--top-p", "0.9", "--seed", "7",
                   "--max-tokens", "40")
     assert summary["settings"] == {"samples": 1, "temperature": 0.6, "top_p": 0.9, "max_tokens": 40, "seed": 7,
-                                   "template": "plain", "style": "boxed", "chunk": 256, "tensor": 1}
+                                   "template": "plain", "style": "boxed", "chunk": 256, "tensor": 1,
+                                   "dtype": "auto"}
     assert summary["model"]["target"] == str(model) and len(summary["model"]["sha256"]) == 64
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(summary["model"]["files"])
     assert {"vllm", "torch", "transformers", "srpo", "python", "device"} == set(summary["versions"])
@@ -219,7 +220,7 @@ def test_a_folder_of_something_else_is_left_alone(run, tmp_path: Path):
 def make_run(folder: Path, model: Path) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(
-        f"run: {folder}\nmodel: {{path: {model}}}\ndata: {{train: [x.jsonl], template: plain}}\n"
+        f"run: {folder}\nmodel: {{path: {model}, dtype: float32}}\ndata: {{train: [x.jsonl], template: plain}}\n"
         "rollout: {max_response_tokens: 50}\nreward: {style: think_answer}\neval: {samples: 3, temperature: 0.7}\n"
         "stages: [{name: a, domains: [math], until: steps, steps: 1}]\n")
     return folder
@@ -234,7 +235,7 @@ def test_a_finished_run_brings_its_settings(run, tmp_path: Path, model: Path):
     assert (s["samples"], s["temperature"], s["max_tokens"], s["template"], s["style"]) == (
         3, 0.7, 50, "plain", "think_answer")
     assert summary["data"]["set"]["no_answer"] == 1.0  # the box is inside the thinking
-    assert says.given["args"] == (str(folder / "hf"), "plain", 50)
+    assert says.given["args"] == (str(folder / "hf"), "plain", 50) and says.given["dtype"] == "float32"
 
 
 def test_a_run_that_goes_on_is_exported_once(run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
