@@ -184,6 +184,11 @@ class Curriculum:
         seen = counts["kept"] + counts["dropped"]
         self._event("resample", f"epoch {self._epoch}: {seen} of {len(self._order)} prompts seen, "
                                 f"{counts['dropped']} dropped, {counts['returned']} return")
+        left = counts["kept"] + counts["returned"]
+        if 0 < left < self._prompts_per_step <= len(self._order):
+            self._event("few", f"{left} prompts are left, fewer than a step has ({self._prompts_per_step}): the policy "
+                               "will learn them by heart, and forget. End the stage before that, or have prompts come "
+                               "back (resample.epochs)")
         self._order = None
         self._epochs_closed += 1
         if counts["dropped"] or counts["returned"]:

@@ -412,3 +412,13 @@ def test_other_difficulties_are_other_data(make):
 def test_control_imports_no_torch():
     code = "import sys, srpo.control; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_it_is_said_once_when_fewer_prompts_are_left_than_a_step_has(make):
+    """Of seven prompts one is mastered in each epoch; a step has four."""
+    c = make(MATH, [stage(epochs=6)], prompts=4)
+    run(c, MATH, lambda p, e: float(p == f"m{e}"))
+    events = [(kind, detail) for _, kind, detail in table(c, "events") if kind in ("resample", "few")]
+    assert [kind for kind, _ in events].index("few") == 4, "after the fourth epoch, which had four"
+    assert [kind for kind, _ in events].count("few") == 1
+    assert events[4][1].startswith("3 prompts are left, fewer than a step has (4): ")
