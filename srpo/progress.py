@@ -14,7 +14,7 @@ from srpo import folder
 from srpo.config import Stage, load
 from srpo.control.by_hand import ask, pending
 from srpo.control.ledger import StepReward, connect, step_rewards
-from srpo.control.stages import growth, trend
+from srpo.control.stages import growth, same_prompts, trend
 from srpo.errors import UserError
 
 
@@ -56,8 +56,11 @@ def end_stage(run: Path) -> str:
     stages, step, running = _progress(run)
     current = _current(stages)
     if current is None:
-        raise UserError(f"{run}: its last stage, {stages[-1].stage.name!r}, has ended: {stages[-1].why}. To go on, add "
-                        "a stage to its configuration, or make the last one longer, and start it again")
+        last = stages[-1]
+        longer = "remove the last line of its stages.jsonl" if str(last.why).startswith("by hand") else (
+            "make the last one longer")
+        raise UserError(f"{run}: its last stage, {last.stage.name!r}, has ended: {last.why}. To go on, add a stage to "
+                        f"its configuration, or {longer}, and start it again")
     name = stages[current].stage.name
     if request := pending(run):
         raise UserError(f"{run}: was asked to end stage {request.stage!r} at {request.asked} and has not taken that up "
@@ -128,6 +131,8 @@ def _so_far(p: Progress) -> str:
         return f"until {stage.epochs} epochs{most}"
     if steps < max(stage.window, stage.min_steps):
         return f"until plateau, not before {max(stage.window, stage.min_steps)} steps{most}"
+    if (same := same_prompts(p.rewards)) < stage.cooldown:
+        return f"until plateau, not before {stage.cooldown} steps with the same prompts, of which it has {same}{most}"
     found = trend(p.rewards[-stage.window:])
     told = growth(stage, found) if found else "too few of the latest steps share their prompts to know the trend"
     return f"until plateau, less than {stage.min_gain:+.4f}{most}: {told}"

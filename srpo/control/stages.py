@@ -64,11 +64,15 @@ def ended(stage: Stage, rewards: Sequence[StepReward], epochs: int) -> str | Non
     if stage.until == "epochs" and epochs >= (stage.epochs or 0):
         return f"{epochs} epochs"
     if stage.until == "plateau" and steps >= max(stage.window, stage.min_steps):
-        with_these_prompts = sum(1 for _ in takewhile(lambda r: r.since == rewards[-1].since, reversed(rewards)))
-        found = trend(rewards[-stage.window:]) if with_these_prompts >= stage.cooldown else None
+        found = trend(rewards[-stage.window:]) if same_prompts(rewards) >= stage.cooldown else None
         if found and found.bound * stage.window < stage.min_gain:
             return f"plateau after {steps} steps: {growth(stage, found)}"
     return None
+
+
+def same_prompts(rewards: Sequence[StepReward]) -> int:
+    """How many of the latest steps had the prompts of the last one."""
+    return sum(1 for _ in takewhile(lambda r: r.since == rewards[-1].since, reversed(rewards)))
 
 
 def growth(stage: Stage, found: Trend) -> str:

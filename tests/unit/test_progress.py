@@ -152,11 +152,16 @@ def test_the_last_stage_ends_the_run_which_stays_ended(toy: Toy):
                                             "exported model")
         toy.steps(9)
         toy.save()
-        with pytest.raises(UserError, match="its last stage, 'programs', has ended: by hand after 2 steps"):
+        with pytest.raises(UserError, match=r"its last stage, 'programs', has ended: by hand after 2 steps\. .*, "
+                                            r"or remove the last line of its stages\.jsonl"):
             end_stage(toy.path)
     assert "finished; 10 steps saved\n" in toy.shown()
+    toy.configure([STAGES[0], STAGES[1] | {"steps": 12}])
     with toy:
-        assert toy.plan is None
+        assert toy.plan is None, "longer or not"
+    (toy.path / "stages.jsonl").write_text("")
+    with toy:
+        assert toy.steps(20) == ["programs"] * 10
 
 
 def test_a_finished_run_that_was_made_longer_goes_on(toy: Toy):
@@ -182,6 +187,16 @@ def test_the_current_stage_tells_what_it_lacks(toy: Toy):
             "confidence by less than +0.5000")
         toy.steps(3)
         assert toy.line("programs")[-1] == "until 9 steps"
+
+
+def test_a_stage_that_waits_out_a_change_of_prompts_says_so(toy: Toy):
+    toy.configure([STAGES[0] | {"cooldown": 6}, STAGES[1]])
+    with toy:
+        toy.steps(5)
+        assert toy.line("sums")[-1] == (
+            "until plateau, not before 6 steps with the same prompts, of which it has 5 (8 steps at most)")
+        toy.steps(1)
+        assert toy.line("sums")[-1].startswith("until plateau, less than +0.0100")
 
 
 @pytest.mark.parametrize("arguments", [[], ["next"]])
