@@ -184,7 +184,7 @@ class Curriculum:
         seen = counts["kept"] + counts["dropped"]
         self._event("resample", f"epoch {self._epoch}: {seen} of {len(self._order)} prompts seen, "
                                 f"{counts['dropped']} dropped, {counts['returned']} return")
-        left = counts["kept"] + counts["returned"]
+        left = len(self._order) - counts["dropped"] + counts["returned"]  # a stage may end before all are seen
         if 0 < left < self._prompts_per_step <= len(self._order):
             self._event("few", f"{left} prompts are left, fewer than a step has ({self._prompts_per_step}): the policy "
                                "will learn them by heart, and forget. End the stage before that, or have prompts come "

@@ -422,3 +422,11 @@ def test_it_is_said_once_when_fewer_prompts_are_left_than_a_step_has(make):
     assert [kind for kind, _ in events].index("few") == 4, "after the fourth epoch, which had four"
     assert [kind for kind, _ in events].count("few") == 1
     assert events[4][1].startswith("3 prompts are left, fewer than a step has (4): ")
+
+
+def test_prompts_that_an_unfinished_epoch_did_not_show_are_left(make):
+    """Of seven prompts a step shows four, and one of them leaves as the stage ends."""
+    c = make(MATH, [stage(until="steps", steps=1, epochs=None)], prompts=4)
+    first = c.next().prompt_ids[0]
+    run(c, MATH, lambda p, e: float(p == first))
+    assert [kind for _, kind, _ in table(c, "events")] == ["resample", "stage"]
