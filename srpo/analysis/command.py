@@ -15,6 +15,7 @@ from srpo.analysis import report
 from srpo.analysis.frequency import Analysis, analyse, wilson
 from srpo.analysis.patterns import DEFAULT, Patterns
 from srpo.errors import UserError
+from srpo.terminal import Terminal, visible
 
 
 def analyze(run: Path, file: Path | None, shown: int, as_json: bool) -> int:
@@ -47,7 +48,7 @@ def _described(patterns: Patterns) -> dict[str, object]:
 
 def show(run: Path, which: str, console: Console | None = None) -> int:
     """Print the stored responses of a step (a number) or to a prompt (its id)."""
-    console = console or Console(markup=False)
+    console = console or Terminal()
     stored = samples.steps(run)
     found = 0
     for step in [int(which)] if which.isdecimal() and int(which) in stored else stored:
@@ -64,7 +65,7 @@ def show(run: Path, which: str, console: Console | None = None) -> int:
 
 def _print(console: Console, row: dict[str, object]) -> None:
     console.print(Rule(f"step {row['step']}, {row['stage']}: {row['prompt_id']}, sample {row['sample']}", align="left"))
-    console.print(Text(str(row["prompt"]), style="dim"), Text(str(row["response"])), sep="")
+    console.print(Text(visible(str(row["prompt"])), style="dim"), Text(visible(str(row["response"]))), sep="")
     verdict = f"correct {row['correct']:g}, reward {row['reward']:g} {row['parts']}, {row['tokens']} tokens"
     more = ", cut off" if row["truncated"] else ""
-    console.print(Text(f"{verdict}{more}: {row['reason']}", style="bold"))
+    console.print(Text(visible(f"{verdict}{more}: {row['reason']}"), style="bold"))

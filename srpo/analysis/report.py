@@ -15,6 +15,7 @@ from rich.text import Text
 from srpo.analysis.examples import Example
 from srpo.analysis.frequency import Analysis, Frequency, pooled, wilson
 from srpo.analysis.patterns import Patterns
+from srpo.terminal import Terminal, visible
 
 BINS = 8
 """Columns of equally many steps."""
@@ -25,7 +26,7 @@ WIDTH = 70
 
 
 def show(run: Path, patterns: Patterns, analysis: Analysis, console: Console | None = None) -> None:
-    console = console or Console(width=max(120, Console().width), markup=False)
+    console = console or Terminal(width=max(120, Console().width))
     rows = analysis.frequencies
     steps = sorted({row.step for row in rows})
     console.print(f"{run}: stored responses of {len(steps):,} steps, {steps[0]} to {steps[-1]}; patterns of "
@@ -106,8 +107,9 @@ def _keywords(analysis: Analysis, rows: Sequence[Frequency]) -> Table:
 def _example(example: Example) -> Text:
     head = (f"{example.pattern}: step {example.step}, {example.prompt_id}, sample {example.sample}, "
             f"correct {example.correct:g}, {example.tokens:,} tokens\n")
-    before, after = (text.replace("\n", " ") for text in (example.before, example.after))
-    return Text.assemble((head, "bold"), f"  ... {before}", (f">>{example.match}<<", "reverse"), f"{after} ...\n")
+    before, after = (visible(text.replace("\n", " ")) for text in (example.before, example.after))
+    return Text.assemble((visible(head), "bold"), f"  ... {before}", (f">>{visible(example.match)}<<", "reverse"),
+                         f"{after} ...\n")
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -34,6 +34,7 @@ from srpo.evaluation.sampling import Chunk, chunks, sample
 from srpo.evaluation.settings import Settings
 from srpo.files import write_json, writing
 from srpo.rewards import Graders
+from srpo.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _report(ours: Ours, plan: Plan, out: Path) -> dict[str, Any]:
     model, s = ours.recorded["model"], plan.settings
     title = (f"{model['target']}{' ' + model['checkpoint'] if model['checkpoint'] else ''}: {s.samples} samples, "
              f"temperature {s.temperature:g}, top-p {s.top_p:g}, at most {s.max_tokens:,} tokens, seed {s.seed}")
-    Console().print(report.table(summary, title))
+    Terminal().print(report.table(summary, title))
     return summary
 
 

@@ -8,13 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from srpo.errors import UserError
 from srpo.forecast import report
 from srpo.forecast.compare import compare
 from srpo.forecast.predict import back_test, forecast
 from srpo.forecast.simulate import Scenario
+from srpo.terminal import Terminal
 
 _LEAST = {"prompts": 1, "samples": 2, "batch": 1, "epochs": 1, "spread": 0, "unsolvable": 0, "growth": 0, "exponent": 0,
           "seed": 0}
@@ -22,7 +21,7 @@ _LEAST = {"prompts": 1, "samples": 2, "batch": 1, "epochs": 1, "spread": 0, "uns
 
 def run(folder: Path | None, epochs: int, last: int | None, simulated: Sequence[str] | None, as_json: bool) -> int:
     """Raises UserError for a request that makes no sense, or a ledger that does not suffice."""
-    show: Callable[[dict[str, Any], Console], None]
+    show: Callable[[dict[str, Any], Terminal], None]
     if (folder is None) == (simulated is None):
         raise UserError("srpo forecast: give a run folder, or --simulate, and not both")
     if epochs < 1:
@@ -38,7 +37,7 @@ def run(folder: Path | None, epochs: int, last: int | None, simulated: Sequence[
     if as_json:
         print(json.dumps(made, indent=2, allow_nan=False))
     else:
-        show(made, Console())
+        show(made, Terminal())
     return 0
 
 

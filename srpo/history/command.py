@@ -15,12 +15,13 @@ from srpo.errors import UserError
 from srpo.history import tables
 from srpo.history.export import export_all, export_one
 from srpo.history.tables import Only
+from srpo.terminal import Terminal
 
 
 def show(run: Path, prompt: str | None, epoch: int | None, domain: str | None, limit: int,
          console: Console | None = None) -> None:
     """Print the tables, or one prompt's."""
-    console = console or Console(width=max(120, Console().width), markup=False)
+    console = console or Terminal(width=max(120, Console().width))
     with closing(_open(run)) as db:
         _check(db, epoch, domain)
         if prompt is None:
@@ -36,7 +37,7 @@ def show(run: Path, prompt: str | None, epoch: int | None, domain: str | None, l
 def export(run: Path, target: Path, table: str, epoch: int | None, domain: str | None,
            console: Console | None = None) -> None:
     """Write one table, or all of them, and print what was written."""
-    console = console or Console(soft_wrap=True, markup=False)
+    console = console or Terminal(soft_wrap=True)
     with closing(_open(run)) as db:
         _check(db, epoch, domain)
         if target.suffix in (".csv", ".parquet"):

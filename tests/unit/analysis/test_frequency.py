@@ -149,6 +149,16 @@ def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
     assert "one[/x]: p[/y]" in capsys.readouterr().out
 
 
+def test_what_responses_hold_does_not_reach_the_terminal(tmp_path, capsys):
+    """Erasing the screen, the window's title, the clipboard: all of it begins with a control character."""
+    text = "\x1b]52;c;AA==\x07 Hmm, wait \x9b2J :x:"
+    samples.write(tmp_path, 1, [replace(row(1, 0, text), prompt=text, prompt_id=text, reason=text)])
+    for options in ([], ["--show", "1"]):
+        assert command(["analyze", str(tmp_path), *options]) == 0
+        printed = capsys.readouterr().out
+        assert "␛]52;c;AA==␇ " in printed and "\ufffd2J :x:" in printed and not set(printed) & set("\x1b\x07\x9b")
+
+
 def test_a_run_without_responses_is_told(tmp_path, own):
     with pytest.raises(UserError, match="there are no stored responses"):
         frequencies(tmp_path, own)
