@@ -94,10 +94,17 @@ def _letter(character: str) -> bool:
 
 
 def _check(where: str, keyword: str) -> None:
+    nothing, inner = pa.array([""]), f"(?im:{_inner(keyword)})"
     try:
-        if pc.match_substring_regex(pa.array([""]), f"(?im:{_inner(keyword)})")[0].as_py():
+        if pc.match_substring_regex(nothing, inner)[0].as_py():
             raise UserError(f"{where}: matches the empty text, and so everything; say what has to be there")
     except pa.ArrowInvalid as e:
         reason = str(e).removeprefix("Invalid regular expression: ").split(": ")[0]
         raise UserError(f"{where}: not a regular expression that RE2 knows: {reason}; RE2 has no look-around and no "
                         "references back") from None
+    try:  # as examples.py finds the place of a match, by a group of its own
+        captures = pc.extract_regex_span(nothing, f"(?P<m>{inner})").type.num_fields > 1
+    except pa.ArrowInvalid:  # which knows no groups without a name
+        captures = True
+    if captures:
+        raise UserError(f"{where}: has a group that captures; write (?:...) in place of (...)")

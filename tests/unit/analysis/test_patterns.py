@@ -34,6 +34,8 @@ def test_the_packages_own_patterns():
     ("doubt:\n  about: x\n  keywords: ['wait(']", r"doubt.keywords.0 = 'wait\(': not a regular .*: missing \)"),
     ("doubt:\n  about: x\n  keywords: [a, '(?=b)']", "doubt.keywords.1 = .*no look-around"),
     ("doubt:\n  about: x\n  keywords: ['a*']", "doubt.keywords.0 = 'a\\*': matches the empty text"),
+    ("doubt:\n  about: x\n  keywords: [(hm|hmm)]", r"doubt.keywords.0 = .*: has a group that captures; write \(\?:"),
+    ("doubt:\n  about: x\n  keywords: ['(?P<m>hmm)']", "doubt.keywords.0 = .*: has a group that captures"),
     ("doubt:\n  about: x\n  keyword: [a]", r"doubt.keyword = \['a'\]: extra inputs are not permitted"),
     ("doubt:\n  about: x\n  keywords: wait", "doubt.keywords = 'wait': input should be a valid list"),
     ("doubt:\n  about: x\n  keywords: []", r"doubt.keywords = \[\]: list should have at least 1 item"),
