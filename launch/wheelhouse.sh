@@ -58,24 +58,23 @@ grep -E '^(torch|triton|nvidia-.*)==' "$work/have" > "$work/keep" || true
     { grep -A 20 -i '^the conflict' "$work/log" >&2; exit 1; }
 "$python" - "$work/report.json" "$work/have" > "$work/wanted" <<'END'
 import json, re, sys
+from urllib.parse import unquote
 have = set(open(sys.argv[2]).read().split())
 for item in json.load(open(sys.argv[1]))["install"]:
     name, version = item["metadata"]["name"], item["metadata"]["version"]
     canonical = re.sub(r"[-_.]+", "-", name).lower()
     if f"{canonical}=={version.split('+')[0]}" not in have:
-        print(f"{canonical}=={version}")
+        print(f"{canonical}=={version}", unquote(item["download_info"]["url"]).rsplit("/", 1)[1])
 END
 [ -s "$work/wanted" ] || { echo "the host has everything"; exit 0; }
-"$python" -m pip download --quiet --disable-pip-version-check --no-deps "${platform[@]}" -r "$work/wanted" \
+"$python" -m pip download --quiet --disable-pip-version-check --no-deps "${platform[@]}" -r <(cut -d' ' -f1 "$work/wanted") \
     -d "$out/wheels"
 
-# Wheels of this run only: OUT/wheels may hold those of others.
+# Wheels of this run only: OUT/wheels may hold those of others, for another Python too.
 mkdir "$work/house"
-while read -r wanted; do
-    name=${wanted%%==*}
-    pattern="${name//-/[-_.]}-${wanted##*==}-*.whl"
-    wheel=$(find "$out/wheels" -iname "$pattern" | sort | head -n 1)
-    [ -n "$wheel" ] || { echo "wheelhouse.sh: pip left no $pattern in $out/wheels" >&2; exit 1; }
+while read -r _ file; do
+    wheel=$out/wheels/$file
+    [ -f "$wheel" ] || { echo "wheelhouse.sh: pip left no $file in $out/wheels" >&2; exit 1; }
     if [ -n "$arch" ]; then
         "$python" "$here/slim_wheel.py" "$wheel" --arch "$arch" --out "$work/house"
     else

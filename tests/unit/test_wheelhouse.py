@@ -118,6 +118,7 @@ def test_another_run_makes_the_same_pieces_without_downloading_again(index: Path
     """As after a cut: OUT/wheels is there."""
     out = tmp_path / "out"
     shutil.copytree(collected.parent / "wheels", out / "wheels")
+    (out / "wheels" / "example_top-1.0-cp30-cp30-manylinux_2_17_x86_64.whl").write_text("of a run for another Python")
     times = {path: path.stat().st_mtime_ns for path in (out / "wheels").iterdir()}
     run = collect(index, out, "--piece-size", "50K", "--arch", "90", host="torch==2.11.0\nexample-there==3.0\n")
     assert run.returncode == 0, run.stderr
