@@ -37,7 +37,7 @@ class ByHand:
         self._taken_up: list[dict[str, Any]] = []
         if (file := _taken_up(run)).exists():
             self._taken_up = [_parse(line, f"{file}:{i}", {"stage": str, "step": int, "asked": str})
-                              for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)]
+                              for i, line in enumerate(_read(file).splitlines(), 1)]
 
     def ends(self, stage: str, step: int) -> bool:
         """Whether the current stage ends after this step: someone asks now, or asked when the run was here before."""
@@ -72,10 +72,10 @@ def ask(run: Path, stage: str) -> None:
 def pending(run: Path) -> Request | None:
     """A request that the run has not taken up yet."""
     try:
-        text = _pending(run).read_text(encoding="utf-8")
+        text = _read(file := _pending(run))
     except FileNotFoundError:
         return None
-    return Request(**_parse(text, str(_pending(run)), {"stage": str, "asked": str}))
+    return Request(**_parse(text, str(file), {"stage": str, "asked": str}))
 
 
 def _pending(run: Path) -> Path:
@@ -84,6 +84,15 @@ def _pending(run: Path) -> Path:
 
 def _taken_up(run: Path) -> Path:
     return run / "stages.jsonl"
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{file}: cannot be read: {e}; make it readable for the run, or remove it") from None
 
 
 def _parse(text: str, where: str, fields: dict[str, type]) -> dict[str, Any]:

@@ -226,3 +226,10 @@ def test_a_damaged_record_is_refused(tmp_path: Path, text: str, message: str):
     (tmp_path / "stages.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
         ByHand(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["stages.jsonl", "stage.request"])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: cannot be read: .*; make it readable for the run, or remove it"):
+        ByHand(tmp_path).ends("sums", 1)
