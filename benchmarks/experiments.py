@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--ranks", type=int, default=2, help="of a run (%(default)s)")
     options = parser.parse_args()
+    if len(set(options.seeds)) < len(options.seeds) or len(options.seeds) > max(STUDENT):
+        parser.error(f"--seeds: give different ones, {max(STUDENT)} at most")
     for seed in options.seeds:
         for arm in ARMS:
             launch(options.runs, arm, seed, options.ranks)
@@ -101,7 +103,10 @@ def launch(runs: Path, arm: str, seed: int, ranks: int) -> None:
         return
     warm = folder(runs, next(iter(ARMS)), seed) / "warm"
     if warm.exists() and not run.exists():
-        shutil.copytree(warm, run / "warm")
+        part = run.with_name(f"{run.name}.part")  # a run would take half a warm start for a whole one
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(warm, part / "warm")
+        part.rename(run)
     print(f"{run}: training", flush=True)
     runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "-m", "srpo", "train",

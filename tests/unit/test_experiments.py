@@ -1,6 +1,7 @@
 """The comparison of samplers: what is read from a run, and figures at equal rollouts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +39,34 @@ def test_figures_between_evaluations_are_linear_and_never_beyond_them():
 
 def test_intervals_are_students():
     assert interval([1.0, 2.0, 3.0]) == (2.0, pytest.approx(4.303 / 3**0.5))
+
+
+@pytest.mark.parametrize("seeds", [["1", "2", "1"], [str(seed) for seed in range(11)]])
+def test_seeds_that_no_interval_can_be_had_of(monkeypatch, capsys, seeds):
+    monkeypatch.setattr("sys.argv", ["experiments", "--runs", "x", "--out", "y", "--seeds", *seeds])
+    monkeypatch.setattr(experiments, "launch", lambda *_: pytest.fail("launched"))
+    with pytest.raises(SystemExit, match="2"):
+        experiments.main()
+    assert "--seeds: give different ones, 10 at most" in capsys.readouterr().err
+
+
+def test_half_a_copy_of_the_warm_start_is_no_run(tmp_path, monkeypatch):
+    (tmp_path / "history-1" / "warm").mkdir(parents=True)
+    whole, started = experiments.shutil.copytree, []
+
+    def killed(source, target):
+        target.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments.shutil, "copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.launch(tmp_path, "plain", 1, 2)
+    assert not (tmp_path / "plain-1").exists()
+    monkeypatch.setattr(experiments.shutil, "copytree", whole)
+    monkeypatch.setattr(experiments.subprocess, "run", lambda command, **_: started.append(command) or
+                        SimpleNamespace(returncode=0))
+    experiments.launch(tmp_path, "plain", 1, 2)
+    assert (tmp_path / "plain-1" / "warm").is_dir() and "seed=1" in started[0]
 
 
 def test_the_document_has_every_arm_and_takes_differences_within_a_seed():
