@@ -39,7 +39,7 @@ function responseBrowser() {
 
   let found = [], listed = 0, current = 0;
   const fits = (r, words) => (!run.value || r.run === Number(run.value)) && (!domain.value || r.domain === domain.value)
-    && (!stage.value || r.stage === stage.value) && r.step >= Number(from.value) && r.step <= Number(to.value)
+    && (!stage.value || r.stage === stage.value) && r.step >= Number(from.value) && r.step <= Number(to.value || Infinity)
     && (!outcome.value || {correct: r.correct >= 1, wrong: r.correct < 1, truncated: r.truncated, failed: r.failed}[outcome.value])
     && (!words || `${r.prompt}\n${r.response}\n${r.prompt_id}`.toLowerCase().includes(words));
   const filter = () => {
