@@ -112,8 +112,8 @@ def _said(name: str, values: dict[str, Any]) -> str:
 
 
 def check_folder(out: Path, ours: Sequence[str]) -> None:
-    """Raise UserError when `out` holds something and is no evaluation's folder."""
+    """Raise UserError when `out` holds something and is no evaluation's folder, nor what a kill left of one."""
     if out.is_file() or out.is_dir() and not (out / "settings.json").exists() and (
-            other := sorted(p.name for p in out.iterdir() if p.name not in ours)):
+            other := sorted(p.name for p in out.iterdir() if p.name not in ours and p.suffix != ".part")):
         what = "is a file" if out.is_file() else f"holds {other[0]} and no settings.json"
         raise UserError(f"{out}: {what}; give --out a new directory")

@@ -207,6 +207,12 @@ def test_other_problems_or_weights_are_another_evaluation(run, tmp_path: Path, m
         run(boxed("1"), "--samples", "1", "--template", "plain", "--max-tokens", "99", target=tmp_path / "other")
 
 
+def test_a_kill_before_anything_was_written_whole(run, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/settings.part").write_text("{")
+    assert run(boxed("1"), "--samples", "1")["data"]["set"]["problems"] == 5
+
+
 def test_a_folder_of_something_else_is_left_alone(run, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("")
