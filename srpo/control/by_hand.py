@@ -39,14 +39,16 @@ class ByHand:
             self._taken_up = [_parse(line, f"{file}:{i}", {"stage": str, "step": int, "asked": str})
                               for i, line in enumerate(_read(file).splitlines(), 1)]
 
-    def ends(self, stage: str, step: int) -> bool:
-        """Whether the current stage ends after this step: someone asks now, or asked when the run was here before."""
+    def ends(self, stage: str | None, step: int) -> bool:
+        """Whether the current stage, None after the last one, ends after this step: someone asks now, or asked when the
+        run was here before."""
         request = pending(self._run)
         if request and request.asked not in {t["asked"] for t in self._taken_up}:
             if request.stage == stage:
                 self._keep({"stage": stage, "step": step, "asked": request.asked})
             else:
-                log.warning("asked to end stage %s, but the run is in stage %s: nothing is done", request.stage, stage)
+                log.warning("asked to end stage %s, but the run is %s: nothing is done", request.stage,
+                            f"in stage {stage}" if stage else "over")
         if request:
             with writing(file := _pending(self._run)):
                 file.unlink()
