@@ -97,6 +97,8 @@ class Curriculum:
             batch = self._begun + self._order[self._cursor:self._cursor + room]
             return StepPlan(self._step + 1, self._epoch, stage.name, batch, [self._lengths.get(p) for p in batch],
                             min(self._prompts_per_step, len(batch)), len(self._begun))
+        if self._by_hand:
+            self._by_hand.ends(None, self._step)  # takes away a request that came too late
         return None
 
     def refill(self, plan: StepPlan, prompts: int) -> StepPlan | None:

@@ -145,6 +145,19 @@ def test_a_request_that_comes_too_late_is_dropped(toy: Toy, caplog: pytest.LogCa
     assert pending(toy.path) is None and not (toy.path / "stages.jsonl").exists()
 
 
+def test_a_request_that_comes_too_late_for_the_last_stage_is_dropped(toy: Toy, caplog: pytest.LogCaptureFixture):
+    with toy:
+        toy.steps(16)
+        end_stage(toy.path)
+        assert toy.steps(2) == ["programs"]  # its ninth step
+        toy.save()
+    assert "asked to end stage programs, but the run is over: nothing is done" in caplog.text
+    assert pending(toy.path) is None and "asked to end" not in toy.shown()
+    toy.configure([STAGES[0], STAGES[1] | {"steps": 12}])
+    with toy:
+        assert toy.steps(20) == ["programs"] * 3
+
+
 def test_the_last_stage_ends_the_run_which_stays_ended(toy: Toy):
     with toy:
         toy.steps(9)
