@@ -27,6 +27,8 @@ TEXT = 1_600_000
 
 def collect(runs: Sequence[Path]) -> dict[str, Any]:
     """{"version", "bins": names of `ledger.BINS`, "runs": [...]}. Raises UserError where a run cannot be read."""
+    if files := [path for path in runs if path.is_file()]:  # a ledger alone would make half a page
+        raise UserError(f"{files[0]}: is a file; give the run folder")
     names = _names(runs)
     return {"version": __version__, "bins": ledger.BINS,
             "runs": [_run(path, name, len(runs)) for path, name in zip(runs, names, strict=True)]}

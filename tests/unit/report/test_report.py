@@ -117,6 +117,8 @@ def test_runs_are_told_apart(tmp_path):
     assert [run["name"] for run in report["runs"]] == ["a/run", "b/run"]
     with pytest.raises(UserError, match="named twice"):
         collect.collect([tmp_path / "a/run", tmp_path / "b/../a/run"])
+    with pytest.raises(UserError, match="ledger.sqlite: is a file; give the run folder"):
+        collect.collect([tmp_path / "a/run/ledger.sqlite"])
 
 
 def test_many_steps_are_thinned():
