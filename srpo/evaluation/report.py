@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from srpo.data.schema import Problem
+from srpo.errors import UserError
 from srpo.evaluation.data import DataSet
 from srpo.evaluation.metrics import intervals, majority_at_k, pass_at_k
 from srpo.evaluation.sampling import Chunk
@@ -36,11 +37,16 @@ class Scored:
 
 
 def score(chunks: Iterable[Chunk], out: Path, ks: Sequence[int]) -> list[Scored]:
-    """Every problem of the finished chunks, in order."""
+    """Every problem of the finished chunks, in order. Raises UserError naming a file that is damaged."""
     columns = ["id", "answer_group", "correct", "failed", "tokens", "truncated"]
     found = []
     for chunk in chunks:
-        rows = pq.read_table(chunk.file(out), columns=columns).to_pylist()
+        file = chunk.file(out)
+        try:
+            rows = pq.read_table(file, columns=columns).to_pylist()
+        except (OSError, pa.ArrowInvalid) as e:
+            raise UserError(f"{file}: cannot be read: {e}; delete it and repeat the command, which samples it again"
+                            ) from None
         for problem, (_, group) in zip(chunk.problems, groupby(rows, lambda row: row["id"]), strict=True):
             listed = list(group)
             samples = {name: [row[name] for row in listed] for name in columns[1:]}

@@ -207,6 +207,17 @@ def test_other_problems_or_weights_are_another_evaluation(run, tmp_path: Path, m
         run(boxed("1"), "--samples", "1", "--template", "plain", "--max-tokens", "99", target=tmp_path / "other")
 
 
+def test_a_damaged_file_is_named_and_can_be_made_again(run, tmp_path: Path):
+    whole = run(boxed("1"), "--samples", "1", "--chunk", "3")
+    file = tmp_path / "out/samples/set-000001.parquet"
+    file.write_bytes(b"")  # a power cut
+    with pytest.raises(UserError, match="set-000001.parquet: cannot be read: .*; delete it and repeat the command"):
+        run(boxed("1"), "--samples", "1", "--chunk", "3")
+    file.unlink()
+    again = Model(boxed("1"))
+    assert run(again, "--samples", "1", "--chunk", "3") == whole and again.asked == ["set/m3", "set/m4"]
+
+
 def test_a_kill_before_anything_was_written_whole(run, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/settings.part").write_text("{")
