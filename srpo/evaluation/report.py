@@ -88,7 +88,8 @@ def figures(scored: Sequence[Scored], seed: int) -> Row:
         return np.array([x for p in scored for x in p.samples[name]])
 
     tokens, correct = column("tokens"), column("correct") == 1
-    silent = [g is None for p in scored if p.problem.domain == "math" for g in p.samples["answer_group"]]
+    silent = [group is None and not failed for p in scored if p.problem.domain == "math"  # the lost do not vote either
+              for group, failed in zip(p.samples["answer_group"], p.samples["failed"], strict=True)]
     return {
         "problems": len(scored), "samples": len(scored[0].samples["correct"]), **estimates,
         "truncated": float(column("truncated").mean()), "failed": int(column("failed").sum()),

@@ -21,6 +21,7 @@ from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.evaluation import command
 from srpo.evaluation.command import evaluate
+from srpo.evaluation.report import Scored, figures
 
 Answer = Callable[[Problem, int], str]
 SUMS = [{"id": f"m{i}", "domain": "math", "prompt": f"{i}+1", "answer": str(i + 1)} for i in range(5)]
@@ -121,6 +122,13 @@ def test_figures_and_files(run, tmp_path: Path):
     (problem,) = pq.read_table(tmp_path / "out/problems.parquet").to_pylist()
     assert problem["id"] == "h" and problem["correct"] == problem["answers"] == 2 and problem["truncated"] == 1
     assert problem["reference"] == "1/2" and problem["majority@4"] == 1.0
+
+
+def test_a_lost_grade_is_no_missing_answer():
+    samples = {"answer_group": [0, None, None, 0], "correct": [1.0, 0.0, 0.0, 1.0], "failed": [False, True, False, False],
+               "tokens": [5] * 4, "truncated": [False] * 4}
+    found = figures([Scored("set", Problem("set/m", "math", "1+1", "2"), samples, {"avg@4": 0.5})], 1)
+    assert (found["no_answer"], found["failed"]) == (0.25, 1)
 
 
 def test_what_was_done_is_recorded(run, model: Path):
