@@ -125,8 +125,8 @@ def test_figures_and_files(run, tmp_path: Path):
 
 
 def test_a_lost_grade_is_no_missing_answer():
-    samples = {"answer_group": [0, None, None, 0], "correct": [1.0, 0.0, 0.0, 1.0], "failed": [False, True, False, False],
-               "tokens": [5] * 4, "truncated": [False] * 4}
+    samples = {"answer_group": [0, None, None, 0], "correct": [1.0, 0.0, 0.0, 1.0],
+               "failed": [False, True, False, False], "tokens": [5] * 4, "truncated": [False] * 4}
     found = figures([Scored("set", Problem("set/m", "math", "1+1", "2"), samples, {"avg@4": 0.5})], 1)
     assert (found["no_answer"], found["failed"]) == (0.25, 1)
 
