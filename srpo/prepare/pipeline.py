@@ -31,6 +31,7 @@ from srpo.prepare.store import Store
 from srpo.prepare.verify import Answers, program_faults
 from srpo.sandbox import allow_unsafe
 from srpo.sandbox.confine import die_with_parent
+from srpo.terminal import Terminal
 
 SHARD = 1000
 """Rows a shard of the filters."""
@@ -53,7 +54,7 @@ def prepare(sources: Sequence[str], out: Path, *, benchmarks: Sequence[str] = ()
         raise UserError(f"workers = {workers}: must be at least 1")
     if allow_unsafe_sandbox:
         allow_unsafe()
-    console = console or Console(stderr=True)
+    console = console or Terminal(stderr=True)
     inputs = [path for source in sources for path in files(source, out)]
     if own := [path for path in inputs if path.resolve().is_relative_to(out.resolve())]:
         raise UserError(f"{own[0]}: is in {out}, which would be overwritten; choose another --out")

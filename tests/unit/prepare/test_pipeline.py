@@ -75,6 +75,13 @@ def test_from_raw_files_to_a_training_set(tmp_path: Path):
     assert json.loads((out / "summary.json").read_text()) == summary
 
 
+def test_a_source_is_printed_as_the_data_name_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    row = {"data_source": "s[/x]\x1b[2J", "prompt": [{"role": "user", "content": "What is $3^2$?"}],
+           "reward_model": {"ground_truth": "9"}}
+    pipeline.prepare([lines(tmp_path / "v.jsonl", row)], tmp_path / "out", verify=False)
+    assert "s[/x]␛[2J" in capsys.readouterr().err
+
+
 def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source, out = lines(tmp_path / "m.jsonl", *map(math, range(10, 25))), tmp_path / "out"
     monkeypatch.setattr(pipeline, "SHARD", 5)
