@@ -148,6 +148,7 @@ class Run:
         while more := self.refill(plan, rollouts):  # with dynamic sampling
             plan = more
             rollouts += self.roll_out(plan)
+        self.engine.sleep()
         if self.rank == 0:
             rows = _rows(plan, rollouts)
             self.curriculum.record(plan, rows)
@@ -197,7 +198,7 @@ class Run:
         """This vLLM replica's share of `finish` groups, and what it leaves of the others (rollout.oversample).
 
         Replicas are balanced by `lengths`, what responses had in the past. The first `begun` prompts go on from where
-        the last step left them. The graders get each response as soon as it is finished.
+        the last step left them. The graders get each response as soon as it is finished. vLLM stays awake.
         """
         expected = expected_lengths(lengths, [len(self.prompts[i]) for i in prompt_ids])
         shares = assign(expected, self.engine.replicas)
@@ -215,7 +216,6 @@ class Run:
             if groups.enough:
                 break
         left = groups.left(self.engine.interrupt())
-        self.engine.sleep()
         return groups.chosen(), left if self.leads else {}
 
     def grades(self, prompt_ids: list[str], groups: dict[str, list[Sample]]) -> Rollouts:
@@ -289,6 +289,7 @@ class Run:
             ids = [p.id for p in self.held_out]
             groups, _ = self.sample(ids, [None] * len(ids), -1 - step, self.config.eval.samples,
                                     self.config.eval.temperature, finish=len(ids))
+            self.engine.sleep()
             rollouts = self.grades(ids, groups)
         return average_at_k(rollouts.problems, rollouts.graded)
 

@@ -48,7 +48,7 @@ class RolloutEngine:
         if not self.on_cuda:  # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here
             torch._dynamo.config.disable = True
         self.weights = SharedWeights(trainer)
-        self.current = True
+        self.current = self.awake = True
         self.llm = LLM(
             config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype,
             skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs", seed=config.seed,
@@ -126,11 +126,12 @@ class RolloutEngine:
         """Free the KV cache (CUDA only), and vLLM's own weights where it has any: the next `sync` fills them anew."""
         if self.on_cuda:
             self.llm.sleep(level=1 if self.weights.aliased else 2)  # level 1 would keep a copy of them in host memory
-            self.current = self.weights.aliased
+            self.current, self.awake = self.weights.aliased, False
 
     def wake(self) -> None:
-        """Make ready to generate. Collective."""
-        if self.on_cuda:
+        """Make ready to generate, if it is not. Collective."""
+        if self.on_cuda and not self.awake:
             if not self.current:
                 self.sync()
             self.llm.wake_up()
+            self.awake = True

@@ -14,7 +14,7 @@ def engine(aliased: bool) -> tuple[RolloutEngine, list[Any]]:
     """As it is after start-up: asleep."""
     calls: list[Any] = []
     made: Any = object.__new__(RolloutEngine)
-    made.on_cuda, made.current = True, True
+    made.on_cuda = made.current = made.awake = True
     made.llm = SimpleNamespace(sleep=lambda level: calls.append(("sleep", level)),
                                wake_up=lambda tags=None: calls.append(("wake", tags)))
     made.weights = SimpleNamespace(aliased=aliased, sync=lambda: calls.append("sync"))
@@ -48,3 +48,11 @@ def test_weights_of_its_own_are_dropped_and_sent_again_before_anything_is_genera
         expected += [("wake", None), ("sleep", 2), *fresh]
     made.wake()
     assert calls == [*expected, ("wake", None)]
+
+
+def test_another_round_of_the_same_step_wakes_nothing() -> None:
+    made, calls = engine(aliased=False)
+    made.wake()
+    before = list(calls)
+    made.wake()
+    assert calls == before
