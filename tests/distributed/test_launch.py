@@ -18,6 +18,7 @@ from srpo import cli, errors
 from srpo.errors import UserError
 errors.GRACE = float(os.environ.get("TEST_GRACE", errors.GRACE))
 rank = int(os.environ.get("RANK", "0"))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
 
 def wait_for_ever():
     time.sleep(3600)
