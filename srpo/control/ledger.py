@@ -6,7 +6,7 @@ derived.
   correctness differs; mean `reward`, and `spread`, the largest less the smallest (at 0 none has an advantage); `tokens`
   of all; how many were `truncated`; `trained`: the step's update used them.
 - steps: how many rollouts a step has, and their mean `reward`.
-- epochs: a closed epoch's prompts, how many of them stay and how many leave, and how many others return after it.
+- epochs: a closed epoch's prompts, how many of them stay and how many leave.
 - decisions: after an epoch, every prompt that it saw or that comes back: `kept`, `dropped` or `returned`, and why. What
   is dropped takes part again in epoch `until`, or never. Those of epoch 0 were taken before the run saw any prompt.
 - events: what the run decided, in words.
@@ -49,9 +49,10 @@ CREATE TABLE IF NOT EXISTS steps (
     reward REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS epochs (
     epoch INTEGER NOT NULL, stage TEXT NOT NULL, prompts INTEGER NOT NULL, kept INTEGER NOT NULL,
-    dropped INTEGER NOT NULL, returned INTEGER NOT NULL);
+    dropped INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS decisions (
     epoch INTEGER NOT NULL, prompt_id TEXT NOT NULL, decision TEXT NOT NULL, reason TEXT NOT NULL, until INTEGER);
+CREATE INDEX IF NOT EXISTS decisions_returned ON decisions (epoch) WHERE decision = 'returned';
 CREATE TABLE IF NOT EXISTS events (step INTEGER NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
 {SQL}
 PRAGMA user_version = {VERSION};
@@ -197,8 +198,8 @@ class Ledger:
             self._decide(epoch, decisions)
             counts = {"kept": 0, "dropped": 0, "returned": 0} | dict(self._db.execute(
                 "SELECT decision, COUNT(*) FROM decisions WHERE rowid > ? GROUP BY decision", (before,)))
-            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, ?, ?)",
-                             (epoch, stage, counts["kept"] + counts["dropped"], *counts.values()))
+            self._db.execute("INSERT INTO epochs VALUES (?, ?, ?, ?, ?)",
+                             (epoch, stage, counts["kept"] + counts["dropped"], counts["kept"], counts["dropped"]))
         return counts
 
     def decide(self, epoch: int, decisions: Iterable[Decision]) -> int:
@@ -304,7 +305,8 @@ def step_rewards(db: sqlite3.Connection, stage: str, last: float = math.inf) -> 
 
 def _changes(db: sqlite3.Connection) -> list[int]:
     """Epochs whose end took prompts away or gave some back, in order."""
-    return [e for e, in db.execute("SELECT epoch FROM epochs WHERE dropped + returned > 0 ORDER BY epoch")]
+    return [e for e, in db.execute("SELECT epoch FROM epochs WHERE dropped > 0 OR epoch IN "
+                                   "(SELECT epoch FROM decisions WHERE decision = 'returned') ORDER BY epoch")]
 
 
 def _same_prompts_since(changes: Sequence[int], epoch: int) -> int:

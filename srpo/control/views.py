@@ -16,7 +16,8 @@ CREATE VIEW IF NOT EXISTS pass_rates AS
     FROM prompts;
 
 CREATE VIEW IF NOT EXISTS retention AS
-    SELECT epoch, stage, prompts, kept, dropped, returned,
+    SELECT epoch, stage, prompts, kept, dropped,
+        (SELECT COUNT(*) FROM decisions WHERE decision = 'returned' AND decisions.epoch = epochs.epoch) AS returned,
         CASE WHEN prompts > 0 THEN CAST(kept AS DOUBLE) / prompts END AS retained
     FROM epochs;
 

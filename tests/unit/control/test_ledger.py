@@ -41,7 +41,7 @@ def test_tables_have_the_documented_columns(ledger):
         "prompts": ["epoch", "step", "stage", "prompt_id", "domain", "samples", "correct", "mixed", "reward", "spread",
                     "tokens", "truncated", "trained"],
         "steps": ["step", "epoch", "stage", "rollouts", "reward"],
-        "epochs": ["epoch", "stage", "prompts", "kept", "dropped", "returned"],
+        "epochs": ["epoch", "stage", "prompts", "kept", "dropped"],
         "decisions": ["epoch", "prompt_id", "decision", "reason", "until"],
         "events": ["step", "kind", "detail"],
     }
@@ -231,7 +231,7 @@ def test_an_epochs_decisions_and_counts_are_one(ledger):
                  Decision("c", "returned", "away for 2 epochs"), Decision("d", "dropped", "2 of 2 correct")]
     assert ledger.close_epoch(1, "s", iter(decisions)) == {"kept": 1, "dropped": 2, "returned": 1}
     assert list(ledger.dropped()) == [("a", 4), ("d", None)]
-    assert connect(ledger.path).execute("SELECT * FROM epochs").fetchall() == [(1, "s", 3, 1, 2, 1)]
+    assert connect(ledger.path).execute("SELECT * FROM epochs").fetchall() == [(1, "s", 3, 1, 2)]
 
     def fail():
         yield decisions[0]
