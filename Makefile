@@ -50,8 +50,10 @@ lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# What starts ranks of its own has all cores; the rest shares them.
 test: lint $(VENV)/peers
-	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow"
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" tests/distributed tests/end_to_end tests/sandbox
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" -n auto --maxprocesses 4 --dist loadfile tests/kernels tests/unit
 
 test-slow: $(VENV)/built
 	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m slow
