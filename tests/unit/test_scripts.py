@@ -28,6 +28,7 @@ open("started", "w")
 while True:
     time.sleep(0.1)
 '''
+signal.signal(signal.SIGINT, signal.default_int_handler)  # torchrun handles it, however it was started
 ignored = signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 Path("arguments").write_text(" ".join([str(ignored), *sys.argv[1:]]))
 if Path("fails").exists():
