@@ -24,11 +24,18 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
 
 
-def write_text(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """What is written to the path that this gives stands at `path` afterwards."""
     part = path.with_suffix(".part")
     with writing(path):
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,7 +46,5 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Parquet."""
     import pyarrow.parquet as pq
 
-    part = path.with_suffix(".part")
-    with writing(path):
+    with replacing(path) as part:
         pq.write_table(table, part, compression="zstd")
-        os.replace(part, path)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import UserError
-from srpo.files import write_json, writing
+from srpo.files import replacing, write_json, writing
 from srpo.folder import sync
 
 log = logging.getLogger(__name__)
@@ -58,11 +57,10 @@ class ByHand:
         """On the disk before anything follows from it."""
         self._taken_up.append(taken)
         file = _taken_up(self._run)
-        part = file.with_suffix(".part")
-        with writing(file):
+        with replacing(file) as part:
             part.write_text("".join(json.dumps(t) + "\n" for t in self._taken_up), encoding="utf-8")
             sync(part)
-            os.replace(part, file)
+        with writing(file):
             sync(self._run)
 
 
