@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import World
 from launches import Launch, metrics, query
+from world import World
 
 DISK = 8 << 20  # bytes, where a checkpoint takes 10 million
 FILE = 2 << 20  # bytes

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CODE, MATHS, World
 from launches import metrics, query, survivors, trace
+from world import CODE, MATHS, World
 
 SECTIONS: dict[str, Any] = {
     "batch": {"prompts": 2, "samples": 4}, "optimizer": {"lr": 1e-3}, "resample": {"sampler": "dynamic"},

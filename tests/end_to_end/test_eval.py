@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import World
 from launches import Launch, survivors
+from world import World
 
 
 def evaluation(world: World, target: Path, out: str, *options: object, ranks: int = 1) -> Launch:

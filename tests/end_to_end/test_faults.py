@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import World
 from launches import Launch, metrics, query, survivors, trace
+from world import World
 
 DAMAGED = "SELECT detail FROM events WHERE kind = 'damaged'"
 

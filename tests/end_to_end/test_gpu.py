@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import World
 from launches import HERE, Launch, metrics
+from world import World
 
 from srpo.megatron.attention import attention, backend, per_sequence
 

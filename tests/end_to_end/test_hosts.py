@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import World
 from hosts import Host, Impossible, two_hosts
 from launches import Launch, metrics, survivors, trace
+from world import World
 
 PORT = 29400
 

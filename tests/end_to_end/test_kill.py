@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import World
 from launches import RANK_DIES, Launch, metrics, query, survivors, trace
+from world import World
 
 
 def closed_epochs(run: Path) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World
 from launches import HERE, Launch, metrics, weights
 from transformers import AutoConfig
+from world import World
 
 from srpo.rollout.reshard import Plan, plan
 from srpo.rollout.shares import Layout

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World
 from launches import metrics, trace
+from world import World
 
 TRAINER: dict[str, Any] = {
     "algorithm": {"kl": "k3", "kl_coef": 0.01, "dual_clip": 3.0, "entropy_coef": 0.001, "aggregate": "sequence",

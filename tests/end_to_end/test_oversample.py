@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import CODE, MATHS, World
 from launches import metrics, query, survivors, trace
+from world import CODE, MATHS, World
 
 SECTIONS: dict[str, Any] = {
     "batch": {"prompts": 2, "samples": 4}, "rollout": {"oversample": 2.0}, "algorithm": {"tis_cap": 2.0},

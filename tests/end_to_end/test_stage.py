@@ -7,8 +7,8 @@ import shutil
 from typing import Any
 
 import pytest
-from conftest import World
 from launches import Launch, metrics, query, survivors, trace
+from world import World
 
 SECTIONS: dict[str, Any] = {
     "batch": {"prompts": 2, "samples": 4}, "optimizer": {"lr": 1e-3}, "checkpoint": {"every": 1, "keep": 50},
