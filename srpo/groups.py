@@ -34,11 +34,6 @@ class Rollouts:
     def __add__(self, other: Rollouts) -> Rollouts:
         return Rollouts(self.problems + other.problems, self.samples + other.samples, self.graded + other.graded)
 
-    def mixed(self) -> list[bool]:
-        """Whether the responses of each group differ in correctness."""
-        correct = [g.correct for g in self.graded]
-        return [len({correct[i] for i in self.members([n])}) > 1 for n in range(len(self.problems))]
-
     def members(self, groups: Sequence[int]) -> list[int]:
         """Places of the samples of some groups."""
         size = len(self.samples) // len(self.problems)

@@ -28,7 +28,6 @@ from srpo.config import Config
 from srpo.control.by_hand import ByHand
 from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
-from srpo.control.resample import sampler
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, check_disjoint, read_problems
 from srpo.evaluate import average_at_k
@@ -89,7 +88,6 @@ class Run:
                                          {p.id: p.difficulty for p in problems if p.difficulty},
                                          config.rollout.oversample, ByHand(self.folder),
                                          {p.id: p.pass_rate for p in problems if p.pass_rate is not None})
-        self.sampler = sampler(config.resample)
         self.stragglers = Stragglers(config.parallel.ranks)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
@@ -149,14 +147,10 @@ class Run:
             plan = more
             rollouts += self.roll_out(plan)
         self.engine.sleep()
-        if self.rank == 0:
-            rows = _rows(plan, rollouts)
-            self.curriculum.record(plan, rows)
-            self.store(rows, rollouts.samples, rollouts.graded)
+        chosen = broadcast(self.record(plan, rollouts) if self.rank == 0 else [])
 
         advantage = advantages([g.reward for g in rollouts.graded], [s.truncated for s in rollouts.samples],
                                self.config.batch.samples, self.config.algorithm)
-        chosen = self.sampler.trained(rollouts.mixed(), self.config.batch.prompts)
         trained = rollouts.only(chosen)
         with self.monitor.phase("update"):
             update = self.update(plan.step, trained.problems, trained.samples,
@@ -188,9 +182,14 @@ class Run:
 
     def refill(self, plan: StepPlan, rollouts: Rollouts) -> StepPlan | None:
         """The plan with another round, where the sampler wants one and the epoch has prompts for it."""
-        prompts = self.sampler.refill(self.config.batch.prompts, len(plan.prompt_ids), sum(rollouts.mixed()),
-                                      plan.rounds)
-        return broadcast(self.curriculum.refill(plan, prompts) if self.rank == 0 else None) if prompts else None
+        return broadcast(self.curriculum.refill(plan, _rows(plan, rollouts)) if self.rank == 0 else None)
+
+    def record(self, plan: StepPlan, rollouts: Rollouts) -> list[int]:
+        """On rank 0: write the rollouts to the ledger; which of their groups the update uses."""
+        rows = _rows(plan, rollouts)
+        chosen = self.curriculum.record(plan, rows)
+        self.store(rows, rollouts.samples, rollouts.graded)
+        return chosen
 
     def sample(self, prompt_ids: list[str], lengths: Sequence[float | None], step: int, samples: int,
                temperature: float, finish: int, begun: int = 0, round: int = 1

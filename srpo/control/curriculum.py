@@ -101,10 +101,11 @@ class Curriculum:
             self._by_hand.ends(None, self._step)  # takes away a request that came too late
         return None
 
-    def refill(self, plan: StepPlan, prompts: int) -> StepPlan | None:
-        """The same step with another round, of so many further prompts of its epoch or all that are left; None when
-        none is. They are taken by `record`."""
+    def refill(self, plan: StepPlan, rows: Sequence[RolloutRow]) -> StepPlan | None:
+        """The same step with another round, where the sampler, which sees the step's rows so far, wants one and the
+        epoch has prompts for it. They are taken by `record`."""
         assert self._order is not None
+        prompts = self._sampler.refill(self._prompts_per_step, len(plan.prompt_ids), len(_mixed(rows)), plan.rounds)
         taken = self._cursor + len(plan.prompt_ids) - plan.begun
         more = self._order[taken:taken + prompts]
         if not more:
@@ -113,9 +114,9 @@ class Curriculum:
         return replace(plan, prompt_ids=batch, lengths=plan.lengths + [self._lengths.get(p) for p in more],
                        finish=len(batch), done=len(plan.prompt_ids), rounds=plan.rounds + 1)
 
-    def record(self, plan: StepPlan, rows: Sequence[RolloutRow]) -> None:
-        """Commit all rollouts of a step; call it before the optimizer step. Raises ValueError for rows of another
-        plan."""
+    def record(self, plan: StepPlan, rows: Sequence[RolloutRow]) -> list[int]:
+        """Commit all rollouts of a step, before its update. Returns which of the groups the update uses, counted in the
+        order of the plan's prompts without those that are not complete. Raises ValueError for rows of another plan."""
         labels, done = {(r.epoch, r.step, r.stage) for r in rows}, {r.prompt_id for r in rows}
         if labels != {(plan.epoch, plan.step, plan.stage)} or not (
                 done <= set(plan.prompt_ids) and len(done) == plan.finish):
@@ -131,6 +132,7 @@ class Curriculum:
             end = "the epoch has no more prompts" if self._cursor >= len(self._order or ()) else "resample.max_rounds"
             self._event("refill", f"{len(mixed)} of {len(rolled)} groups mixed after {plan.rounds} rounds ({end}): the "
                                   f"step trains on {len(trained)} groups")
+        return trained
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is; JSON-able and small, the rest being derived from the ledger."""

@@ -73,13 +73,6 @@ def rollouts(*correct: tuple[float, float]) -> Rollouts:
                     [Graded(c, 0.5, {}, "", False) for pair in correct for c in pair])
 
 
-def test_a_group_is_mixed_where_correctness_differs_and_not_where_the_reward_does():
-    assert rollouts((0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.5, 1.0)).mixed() == [True, False, False, True]
-    same = rollouts((1.0, 1.0))
-    same.graded[0] = Graded(1.0, 1.1, {}, "", False)
-    assert same.mixed() == [False]
-
-
 def test_chosen_groups_keep_their_samples_and_grades():
     every = rollouts((0.0, 1.0), (1.0, 1.0)) + rollouts((0.25, 0.75))
     chosen = every.only([0, 2])

@@ -84,14 +84,11 @@ def rows(plan, right):
                        float(k < right(p, plan.epoch)), 10, False) for p in plan.prompt_ids for k in range(SAMPLES)]
 
 
-def run(curriculum, config, right, steps=1000):
+def run(curriculum, right, steps=1000):
     """What srpo/train.py does: round after round until the sampler is content."""
-    s, plans = sampler(config), []
+    plans = []
     while len(plans) < steps and (plan := curriculum.next()):
-        while count := s.refill(3, len(plan.prompt_ids), sum(0 < right(p, plan.epoch) < SAMPLES
-                                                             for p in plan.prompt_ids), plan.rounds):
-            if not (more := curriculum.refill(plan, count)):
-                break
+        while more := curriculum.refill(plan, rows(plan, right)):
             plan = more
         plans.append(plan)
         curriculum.record(plan, rows(plan, right))
@@ -123,7 +120,7 @@ DYNAMIC = Resample(sampler="dynamic")
 
 def test_dynamic_sampling_fills_a_step_with_mixed_groups(make):
     c = make(DYNAMIC, epochs=1)
-    first, *others = run(c, DYNAMIC, half)
+    first, *others = run(c, half)
     assert first.rounds > 1 and first.done < len(first.prompt_ids) == first.finish == len(first.lengths)
     trained = query(c, "SELECT prompt_id, mixed FROM prompts WHERE step = 1 AND trained")
     assert len(trained) == 3 and all(mixed for _, mixed in trained)
@@ -135,7 +132,7 @@ def test_dynamic_sampling_fills_a_step_with_mixed_groups(make):
 
 def test_a_step_without_enough_mixed_groups_takes_others_at_the_epoch_s_end(make):
     c = make(DYNAMIC, epochs=1)
-    plans = run(c, DYNAMIC, lambda prompt, epoch: 2 if prompt == "m0" else 0)
+    plans = run(c, lambda prompt, epoch: 2 if prompt == "m0" else 0)
     assert len(plans) == 1 and plans[0].rounds == 2, "nine more prompts at once: all that the epoch has"
     trained = [p for p, in query(c, "SELECT prompt_id FROM prompts WHERE trained")]
     others = [p for p in plans[0].prompt_ids if p != "m0"]
@@ -147,7 +144,7 @@ def test_a_step_without_enough_mixed_groups_takes_others_at_the_epoch_s_end(make
 def test_at_the_cap_a_step_takes_others(make):
     config = Resample(sampler="dynamic", max_rounds=1)
     c = make(config, epochs=1)
-    plans = run(c, config, lambda prompt, epoch: 0)
+    plans = run(c, lambda prompt, epoch: 0)
     assert [(len(p.prompt_ids), p.rounds) for p in plans] == [(3, 1), (3, 1), (3, 1), (1, 1)]
     assert query(c, "SELECT COUNT(*) FROM prompts WHERE NOT trained") == [(0,)]
     details = [d for d, in query(c, "SELECT detail FROM events WHERE kind = 'refill'")]
@@ -158,15 +155,40 @@ def test_at_the_cap_a_step_takes_others(make):
 def test_a_refill_takes_nothing_before_it_is_recorded(make):
     c = make(DYNAMIC)
     plan = c.next()
-    more = c.refill(plan, 2)
-    assert more.prompt_ids[:3] == plan.prompt_ids and more == c.refill(plan, 2) and c.next() == plan
-    assert c.refill(more, 100).prompt_ids[:5] == more.prompt_ids and len(c.refill(more, 100).prompt_ids) == 10
-    assert c.refill(c.refill(more, 100), 1) is None
+    one = dict.fromkeys(plan.prompt_ids[:1], 2)
+    more = c.refill(plan, rows(plan, lambda prompt, epoch: one.get(prompt, 0)))
+    assert more.prompt_ids[:3] == plan.prompt_ids and len(more.prompt_ids) == 9, "two missing, one of three mixed"
+    assert more == c.refill(plan, rows(plan, lambda prompt, epoch: one.get(prompt, 0))) and c.next() == plan
+    none = rows(more, lambda prompt, epoch: 0)
+    assert c.refill(more, none).prompt_ids[:9] == more.prompt_ids and len(c.refill(more, none).prompt_ids) == 10
+    assert c.refill(c.refill(more, none), none) is None
+
+
+def test_a_group_is_mixed_where_correctness_differs_and_not_where_the_reward_does(make):
+    c = make(DYNAMIC)
+    plan = c.next()
+    a, b, d = plan.prompt_ids
+    correct = {a: (0.5, 1.0), b: (1.0, 1.0), d: (0.0, 0.0)}
+    reward = {a: (0.5, 0.5), b: (1.0, 1.1), d: (0.0, 0.0)}
+    step = [RolloutRow(1, 1, "one", p, k, "math", correct[p][k], reward[p][k], 10, False)
+            for p in plan.prompt_ids for k in range(2)]
+    assert len(c.refill(plan, step).prompt_ids) == 9, "only the first is: two are missing, a third of the groups so far"
+    assert c.record(plan, step) == [0, 1, 2]
+    assert dict(query(c, "SELECT prompt_id, mixed FROM prompts")) == {a: 1, b: 0, d: 0}
+
+
+def test_which_groups_a_step_trains_on(make):
+    c = make(DYNAMIC, epochs=1)
+    plan = c.next()
+    while more := c.refill(plan, rows(plan, half)):
+        plan = more
+    chosen = c.record(plan, rows(plan, half))
+    assert chosen == [i for i, p in enumerate(plan.prompt_ids) if half(p, 1) == 2][:3]
 
 
 def test_other_samplers_train_on_all_and_record_no_refill(make):
     c = make(Resample(), epochs=1)
-    plans = run(c, Resample(), half)
+    plans = run(c, half)
     assert {p.rounds for p in plans} == {1} and query(c, "SELECT MIN(trained) FROM prompts") == [(1,)]
     assert query(c, "SELECT * FROM events WHERE kind = 'refill'") == []
 
@@ -183,19 +205,19 @@ MEASURED = {f"m{i}": i / 8 for i in range(9)}
     Resample(sampler="difficulty", low=0.25, high=0.75, epochs=1), Resample(sampler="difficulty")])
 def test_resumed_anywhere_the_ledger_is_that_of_an_uninterrupted_run(make, config):
     whole = make(config, "whole", pass_rates=MEASURED)
-    plans = run(whole, config, forgetful)
+    plans = run(whole, forgetful)
     expected = list(whole._ledger.dump())
     for saved_after in range(len(plans) + 1):
         killed = make(config, f"{saved_after}", pass_rates=MEASURED)
-        run(killed, config, forgetful, steps=saved_after)
+        run(killed, forgetful, steps=saved_after)
         plan = killed.next()
         state = json.loads(json.dumps(killed.state_dict()))
         if plan:
-            killed.refill(plan, 2)
-        run(killed, config, forgetful, steps=2)
+            killed.refill(plan, rows(plan, forgetful))
+        run(killed, forgetful, steps=2)
         resumed = make(config, f"{saved_after}", pass_rates=MEASURED)
         resumed.load_state_dict(state)
-        assert run(resumed, config, forgetful) == plans[saved_after:]
+        assert run(resumed, forgetful) == plans[saved_after:]
         assert list(resumed._ledger.dump()) == expected
         killed._ledger.close()
         resumed._ledger.close()
@@ -204,7 +226,7 @@ def test_resumed_anywhere_the_ledger_is_that_of_an_uninterrupted_run(make, confi
 def test_a_measured_pass_rate_counts_until_the_run_has_its_own(make):
     config = Resample(sampler="difficulty", low=0.25, high=0.75, epochs=1)
     c = make(config, epochs=4, pass_rates={"m0": 1.0, "m1": 0.5, "m2": 0.0})
-    plans = run(c, config, lambda prompt, epoch: 2 if prompt in ("m0", "m1") else 0)
+    plans = run(c, lambda prompt, epoch: 2 if prompt in ("m0", "m1") else 0)
     shown = {e: {i for p in plans if p.epoch == e for i in p.prompt_ids} for e in (1, 2, 3, 4)}
     rest = set(PROBLEMS) - {"m0", "m1", "m2"}
     assert shown[1] == {"m1"} | rest, "what was never measured takes part"
@@ -222,10 +244,10 @@ def test_a_measured_pass_rate_counts_until_the_run_has_its_own(make):
 def test_what_is_measured_anew_is_nothing_to_a_run_that_has_begun(make):
     config = Resample(sampler="difficulty")
     c = make(config, pass_rates={"m0": 1.0})
-    run(c, config, lambda prompt, epoch: 2, steps=4)
+    run(c, lambda prompt, epoch: 2, steps=4)
     resumed = make(config, pass_rates={"m1": 1.0})
     resumed.load_state_dict(c.state_dict())
-    run(resumed, config, lambda prompt, epoch: 2)
+    run(resumed, lambda prompt, epoch: 2)
     assert query(resumed, "SELECT prompt_id FROM decisions WHERE decision = 'dropped'") == [("m0",)]
 
 
@@ -242,7 +264,7 @@ def test_every_prompt_of_an_epoch_gets_a_decision_with_its_reason(make):
     for name in NAMES:
         config = Resample(sampler=name)
         c = make(config, name, epochs=1)
-        run(c, config, half)
+        run(c, half)
         found = query(c, "SELECT prompt_id, decision, reason FROM decisions")
         assert sorted(p for p, *_ in found) == sorted(PROBLEMS) and all(reason for *_, reason in found)
 
