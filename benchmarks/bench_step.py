@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def settings(file: Path | None, overrides: list[str], steps: int, folder: Path) -> Config:
     """The configuration with what a measurement must not depend on."""
-    ours = [f"run={folder / 'run'}", "warm_start=null", "data.eval=[]", "eval.every=0", "resample.sampler=plain",
+    ours = [f"run={folder / 'run'}", "warm_start=null", "data.eval=[]", "eval.every=0", "resample={sampler: plain}",
             "logging.tensorboard=false", "logging.wandb=null"]
     if file is None:
         if dist.get_rank() == 0:

@@ -47,8 +47,8 @@ def _one(*domains: str) -> str:
 ARMS = {
     "history": [f"stages={STAGED}"],
     "returning": [f"stages={STAGED}", "resample.epochs=2"],
-    "plain": [f"stages={STAGED}", "resample.sampler=plain"],
-    "dynamic": [f"stages={STAGED}", "resample.sampler=dynamic"],
+    "plain": [f"stages={STAGED}", "resample={sampler: plain}"],
+    "dynamic": [f"stages={STAGED}", "resample={sampler: dynamic}"],
     "mixed": [f"stages={_one('math', 'code')}"],
     "maths only": [f"stages={_one('math')}"],
     "code only": [f"stages={_one('code')}"],

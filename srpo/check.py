@@ -12,6 +12,10 @@ from typing import Any
 from srpo.config import Config, Parallel, Resample, Stage, hf_config
 from srpo.errors import UserError
 
+READ_BY = {"drop_at": ("history", "no_positive"), "epochs": ("history", "difficulty"), "low": ("difficulty",),
+           "high": ("difficulty",), "max_rounds": ("dynamic",)}
+"""Which samplers read each key of `resample`."""
+
 
 def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
     """Refuse what cannot run on `world_size` ranks. `gpu`: whether they have GPUs; by default if this machine has.
@@ -116,11 +120,16 @@ def _gpu() -> bool:
 
 
 def _check_resample(resample: Resample) -> None:
-    if resample.low > resample.high:
-        raise UserError(f"resample.low = {resample.low:g}: must not be above resample.high = {resample.high:g}")
     if resample.sampler == "no_positive" and resample.epochs is not None:
         raise UserError(f"resample.epochs = {resample.epochs}: with sampler = 'no_positive' prompts leave for good; "
                         "leave it unset, or set sampler to 'history' and drop_at to 0.9")
+    for key, samplers in READ_BY.items():
+        if resample.sampler not in samplers and getattr(resample, key) != Resample.model_fields[key].default:
+            raise UserError(f"resample.{key} = {getattr(resample, key)}: has no effect with sampler = "
+                            f"{resample.sampler!r}; leave it unset, or set sampler to "
+                            f"{' or '.join(map(repr, samplers))}")
+    if resample.low > resample.high:
+        raise UserError(f"resample.low = {resample.low:g}: must not be above resample.high = {resample.high:g}")
 
 
 def _check_stages(stages: list[Stage]) -> None:

@@ -10,8 +10,8 @@ from launches import metrics, query, survivors, trace
 from world import CODE, MATHS, World
 
 SECTIONS: dict[str, Any] = {
-    "batch": {"prompts": 2, "samples": 4}, "optimizer": {"lr": 1e-3}, "resample": {"sampler": "dynamic"},
-    "checkpoint": {"every": 1, "keep": 20},
+    "batch": {"prompts": 2, "samples": 4}, "optimizer": {"lr": 1e-3},
+    "resample": {"sampler": "dynamic", "drop_at": None}, "checkpoint": {"every": 1, "keep": 20},
     "stages": [{"name": "both", "domains": ["math", "code"], "until": "epochs", "epochs": 3}],
 }
 RESPONSES = 4 * (MATHS + CODE)

@@ -121,7 +121,8 @@ def test_a_slow_rank_is_named(base: Path, world: World) -> None:
     """Rank 1 has the processor for a quarter of the time."""
     run = world.folder / "slow"
     stage = {"name": "sums", "domains": ["math"], "until": "epochs", "epochs": 8}
-    launch = world.train("slow", **world.warm(), stages=[stage], resample={"sampler": "plain"}, batch={"prompts": 2})
+    launch = world.train("slow", **world.warm(), stages=[stage], resample={"sampler": "plain", "drop_at": None},
+                         batch={"prompts": 2})
     launch.when(lambda: "weights: aliased" in launch.output)
     victim = launch.ranks()[1]
     slow = threading.Event()

@@ -11,7 +11,8 @@ from world import CODE, MATHS, World
 
 SECTIONS: dict[str, Any] = {
     "batch": {"prompts": 2, "samples": 4}, "rollout": {"oversample": 2.0}, "algorithm": {"tis_cap": 2.0},
-    "optimizer": {"lr": 1e-3}, "resample": {"sampler": "plain"}, "checkpoint": {"every": 1, "keep": 20},
+    "optimizer": {"lr": 1e-3}, "resample": {"sampler": "plain", "drop_at": None},
+    "checkpoint": {"every": 1, "keep": 20},
     "stages": [{"name": "both", "domains": ["math", "code"], "until": "epochs", "epochs": 2}],
 }
 

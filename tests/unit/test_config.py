@@ -179,7 +179,14 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
      "tokens of earlier policies; 2.0 is usual"),
     (["rollout.oversample=1.25", "algorithm.tis_cap=2.0", "resample.sampler=dynamic"], 1,
      "rollout.oversample = 1.25: does not go with resample.sampler = 'dynamic'"),
-    (["resample.low=0.95"], 1, "resample.low = 0.95: must not be above resample.high = 0.9"),
+    (["resample.sampler=difficulty", "resample.low=0.95"], 1, "resample.low = 0.95: must not be above resample.high = "
+     "0.9"),
+    (["resample.low=0.2"], 1, "resample.low = 0.2: has no effect with sampler = 'history'; leave it unset, or set "
+     "sampler to 'difficulty'"),
+    (["resample.sampler=plain", "resample.drop_at=0.5"], 1, "resample.drop_at = 0.5: has no effect with sampler = "
+     "'plain'; leave it unset, or set sampler to 'history' or 'no_positive'"),
+    (["resample.max_rounds=3"], 1, "resample.max_rounds = 3: has no effect with sampler = 'history'"),
+    (["resample.sampler=dynamic", "resample.epochs=2"], 1, "resample.epochs = 2: has no effect with sampler = "),
     (["resample.sampler=no_positive", "resample.epochs=2"], 1, "resample.epochs = 2: with sampler = 'no_positive' "),
     (["algorithm.kl_coef=0.1"], 1, "algorithm.kl_coef = 0.1: has no effect without algorithm.kl"),
     (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
