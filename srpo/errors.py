@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from srpo.printable import visible
+
 GRACE = 5.0
 """Seconds that a rank other than 0 waits before it prints an error: if rank 0 has the same one, torchrun has ended
 this rank by then, and the message appears once."""
@@ -25,6 +27,7 @@ def rank() -> int:
 
 def report(line: str) -> None:
     """Print an error of one line once a launch."""
+    line = visible(line)
     tell_torchrun(line)
     if rank() > 0:
         first_of_machine = os.environ.get("LOCAL_RANK") == "0"

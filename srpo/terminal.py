@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
-_SHOWN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421} | dict.fromkeys(
-    range(0x80, 0xA0), 0xFFFD)
-
-
-def visible(text: str) -> str:
-    """With control characters as their pictures: a response that held them could write anywhere on the screen, or set
-    the terminal's title and clipboard."""
-    return text.translate(_SHOWN)
+from srpo.printable import visible
 
 
 class Terminal(Console):
@@ -26,3 +19,6 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise  # rich calls this while it handles the error, and would end the process itself; srpo/cli.py does

@@ -15,7 +15,8 @@ from srpo.analysis import report
 from srpo.analysis.frequency import Analysis, analyse, wilson
 from srpo.analysis.patterns import DEFAULT, Patterns
 from srpo.errors import UserError
-from srpo.terminal import Terminal, visible
+from srpo.printable import visible, visible_json
+from srpo.terminal import Terminal
 
 
 def analyze(run: Path, file: Path | None, shown: int, as_json: bool) -> int:
@@ -25,7 +26,7 @@ def analyze(run: Path, file: Path | None, shown: int, as_json: bool) -> int:
     patterns = Patterns.load(file or DEFAULT)
     analysis = analyse(run, patterns, shown)
     if as_json:
-        print(json.dumps(document(run, patterns, analysis), ensure_ascii=False))
+        print(visible_json(json.dumps(document(run, patterns, analysis), ensure_ascii=False)))
     else:
         report.show(run, patterns, analysis)
     return 0

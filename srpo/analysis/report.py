@@ -15,7 +15,8 @@ from rich.text import Text
 from srpo.analysis.examples import Example
 from srpo.analysis.frequency import Analysis, Frequency, pooled, wilson
 from srpo.analysis.patterns import Patterns
-from srpo.terminal import Terminal, visible
+from srpo.printable import visible
+from srpo.terminal import Terminal
 
 BINS = 8
 """Columns of equally many steps."""

@@ -8,13 +8,14 @@ import sys
 import warnings
 
 from srpo.errors import rank
+from srpo.printable import visible
 
 
 class _Stderr(logging.Handler):
     """Writes to what sys.stderr is at that moment: a live display replaces it, to print above its bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(visible(self.format(record)), file=sys.stderr)
 
 
 def start_log() -> None:

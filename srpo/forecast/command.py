@@ -13,6 +13,7 @@ from srpo.forecast import report
 from srpo.forecast.compare import compare
 from srpo.forecast.predict import back_test, forecast
 from srpo.forecast.simulate import Scenario
+from srpo.printable import visible_json
 from srpo.terminal import Terminal
 
 _LEAST = {"prompts": 1, "samples": 2, "batch": 1, "epochs": 1, "spread": 0, "unsolvable": 0, "growth": 0, "exponent": 0,
@@ -35,7 +36,7 @@ def run(folder: Path | None, epochs: int, last: int | None, simulated: Sequence[
         assert folder is not None
         made, show = forecast(folder, epochs), report.show_forecast
     if as_json:
-        print(json.dumps(made, indent=2, allow_nan=False))
+        print(visible_json(json.dumps(made, indent=2, allow_nan=False)))
     else:
         show(made, Terminal())
     return 0

@@ -19,6 +19,7 @@ from srpo.plan.reshard import Sync, sync
 from srpo.plan.shape import Shape, with_model
 from srpo.plan.simulate import Comparison, compare
 from srpo.plan.speed import decoder
+from srpo.printable import visible_json
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path
     title = f"{path} on {gpus} {gpu_name.upper()}"
     made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), title, ledger)
     if as_json:
-        print(json.dumps(made.as_dict(), indent=2))
+        print(visible_json(json.dumps(made.as_dict(), indent=2)))
     else:
         from srpo.plan.report import show
 
