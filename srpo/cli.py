@@ -4,7 +4,8 @@ Nothing heavy is imported until the arguments and the configuration are known to
 about a bad setting appear before torch loads.
 
 How a failure ends a launch of many ranks: the rank that fails writes its reason where torchrun looks for it, prints it
-and exits at once; torchrun then ends the others. Exit codes: 0, 2 for a UserError, 130 for Ctrl-C, 1 for a defect.
+and exits at once; torchrun then ends the others. Exit codes: 0, 2 for a UserError, 130 for Ctrl-C, 141 when nobody
+reads the output any more (`srpo ... | head`), 1 for a defect.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import select
+import signal
 import sys
 import time
 import traceback
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from srpo.commands import analyze, doctor, export, forecast, history, plan, prepare, stage, train
 from srpo.commands import eval as evaluation
 from srpo.commands import report as comparison
 from srpo.errors import UserError, rank, report, tell_torchrun
+from srpo.printable import visible
 
 ECHO = 2.0
 """Seconds before a rank prints a traceback: the death of one rank breaks the collectives of the others, and torchrun
@@ -30,9 +34,16 @@ ends those within a second. Only the cause should speak."""
 def main(argv: list[str] | None = None) -> NoReturn:
     """Entry point of the `srpo` script and of `python -m srpo`."""
     faulthandler.enable()
-    code = command(argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        try:
+            code = command(argv)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    except BrokenPipeError:
+        for stream in _unread():  # a stream keeps what it could not write, and would fail on it again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = 128 + signal.SIGPIPE  # what the shell says of a program that this signal has ended
     if code and "torch" in sys.modules:
         # A normal shutdown joins threads and destroys process groups, which can wait for ever on ranks that are gone,
         # and torchrun ends the launch only once a rank has exited.
@@ -41,7 +52,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def command(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code; failures are reported here."""
+    """Run one command and return its exit code; failures are reported here. Raises BrokenPipeError when stdout or
+    stderr has no reader any more, and SystemExit as argparse does."""
     args = _parser().parse_args(argv)
     try:
         return args.handler(args)
@@ -57,7 +69,9 @@ def command(argv: list[str] | None = None) -> int:
         return 130
     except (SystemExit, GeneratorExit):
         raise
-    except BaseException:  # torch's CheckpointException is no Exception
+    except BaseException as e:  # torch's CheckpointException is no Exception
+        if isinstance(e, BrokenPipeError) and _unread():
+            raise
         _report_defect()
         return 1
 
@@ -70,9 +84,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _unread() -> list[TextIO]:
+    """Of stdout and stderr those that are pipes whose reader has gone. Other pipes break too, as to a grader process
+    that died."""
+    poll = select.poll()
+    streams = {stream.fileno(): stream for stream in (sys.stdout, sys.stderr)}
+    for descriptor in streams:
+        poll.register(descriptor, 0)  # errors are told unasked
+    return [streams[descriptor] for descriptor, _ in poll.poll(0)]
+
+
 def _report_defect() -> None:
     """Print the traceback, unless it only echoes another rank's end: then torchrun ends this rank while it waits."""
-    text = traceback.format_exc()
+    text = visible(traceback.format_exc())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         time.sleep(ECHO)
     tell_torchrun(text)

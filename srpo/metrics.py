@@ -26,6 +26,7 @@ from srpo import comm
 from srpo.config import Config
 from srpo.errors import UserError
 from srpo.folder import sync
+from srpo.terminal import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Monitor:
             return
         self._run_dir = Path(run_dir)
         self._path = self._run_dir / "metrics.jsonl"
-        self._console = console or Console()
+        self._console = console or Terminal()
         self._progress = _progress(self._console) if self._console.is_terminal else None
         self._rows = 0
         self._before = _first_evaluation(self._path)

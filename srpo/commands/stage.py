@@ -20,12 +20,11 @@ def add(commands: Commands) -> None:
 
 
 def run(args: Namespace) -> int:
-    from rich.console import Console
-
     from srpo.progress import end_stage, show
+    from srpo.terminal import Terminal
 
     if args.next:
-        print(end_stage(args.run))
+        Terminal(soft_wrap=True, highlight=False).print(end_stage(args.run))
     else:
-        show(args.run, Console(markup=False, highlight=False))
+        show(args.run, Terminal(highlight=False))
     return 0

@@ -19,7 +19,6 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import srpo
@@ -144,7 +143,7 @@ def _sample(plan: Plan, out: Path, workers: int | None) -> None:
     set_timeout(timedelta(days=7))  # replicas wait for the slowest at the end; one that dies ends the launch at once
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=rank > 0) as progress:
+    with Progress(*columns, console=Terminal(stderr=True), disable=rank > 0) as progress:
         total = plan.settings.samples * sum(len(chunk.problems) for chunk in share)
         bar = progress.add_task("responses", total=plan.done + total, completed=plan.done)
         for chunk in share:

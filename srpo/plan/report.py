@@ -12,6 +12,7 @@ from srpo.plan.hardware import GIB
 from srpo.plan.layouts import Candidate
 from srpo.plan.reshard import sync
 from srpo.plan.simulate import Comparison
+from srpo.terminal import Terminal
 
 SHOWN = 10
 """Layouts in the table."""
@@ -19,7 +20,7 @@ SHOWN = 10
 
 def show(plan: Plan, console: Console | None = None) -> None:
     """Print it: whether the configuration fits comes first."""
-    console = console or Console(width=max(120, Console().width))
+    console = console or Terminal(width=max(120, Console().width))
     if plan.verdict:
         console.print(f"{plan.title} {plan.verdict}", style="bold red", highlight=False)
     else:

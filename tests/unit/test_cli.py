@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -140,6 +141,55 @@ def test_export(tmp_path, fake):
 def test_export_of_something_else_than_a_run(tmp_path, capsys):
     assert cli.command(["export", str(tmp_path), "hf"]) == 2
     assert capsys.readouterr().err == f"srpo: error: {tmp_path}: not a run folder, there is no config.yaml in it\n"
+
+
+MUCH = """
+import sys, types
+from srpo import cli
+def run(args):
+    {body}
+    return 0
+cli.plan.run = run
+cli.plan.add = lambda commands: commands.add_parser("plan").set_defaults(handler=run)
+cli.main(["plan"])
+"""
+
+
+@pytest.mark.parametrize("body", [
+    "print('x' * 1_000_000)",                                                   # fails while it is printed
+    "print('x')",                                                               # when it is flushed at the end
+    "from srpo.terminal import Terminal; Terminal().print('x ' * 1_000_000)",   # rich would exit with 1
+    "raise cli.UserError(print('x') or 'beside it')",
+])
+def test_a_reader_that_leaves_ends_the_command_quietly(body):
+    assert unread(MUCH.format(body=body)) == (141, "srpo: error: beside it\n" if "beside" in body else "")
+
+
+def test_so_does_one_that_leaves_before_the_help():
+    assert unread("from srpo import cli; cli.main(['--help'])") == (141, "")
+
+
+def test_nobody_reads_stderr_either():
+    code, _ = unread(MUCH.format(body="print('x' * 1_000_000)"), stderr=subprocess.STDOUT)
+    assert code == 141
+
+
+def test_another_broken_pipe_is_a_defect():
+    done = subprocess.run([sys.executable, "-c", MUCH.format(body="raise BrokenPipeError('of a grader')")],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "BrokenPipeError: of a grader" in done.stderr
+
+
+def unread(program: str, stderr: int = subprocess.PIPE) -> tuple[int, str]:
+    """Exit code and stderr of a program whose stdout is a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        done = subprocess.run([sys.executable, "-c", program], stdout=write, stderr=stderr, text=True, env=buffered)
+    finally:
+        os.close(write)
+    return done.returncode, done.stderr or ""
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["train"], ["export", "run"]])
