@@ -7,18 +7,10 @@ request, which is slow; there torch is seeded once before a batch, and the sched
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Mapping
-
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # some modules log before vLLM sets its own
 
 import numpy as np
 import torch
-import torch._dynamo
 from torch import distributed as dist
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.inputs import tokens_input
@@ -28,6 +20,7 @@ from vllm.v1.engine import FinishReason
 from srpo.batch import Sample
 from srpo.config import Config
 from srpo.megatron.step import Trainer
+from srpo.rollout.runner import choose_runner
 from srpo.rollout.seeds import stream
 from srpo.rollout.weights import SharedWeights
 
@@ -44,9 +37,7 @@ class RolloutEngine:
         self.seed = config.seed
         self._before: dict[str, Sample] = {}
         """What earlier steps left of the responses that are being generated, by vLLM's name of the request."""
-        self.on_cuda = torch.cuda.is_available()
-        if not self.on_cuda:  # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here
-            torch._dynamo.config.disable = True
+        self.on_cuda = choose_runner(config.rollout.pipeline)
         self.weights = SharedWeights(trainer)
         self.current = self.awake = True
         self.llm = LLM(

@@ -7,18 +7,10 @@ on CUDA each request has its own, from (seed, problem, sample); on CPU torch is 
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-
 import torch
-import torch._dynamo
 import torch.distributed as dist
 from vllm import LLM, SamplingParams
 from vllm.inputs import tokens_input
@@ -26,6 +18,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem
+from srpo.rollout.runner import choose_runner
 from srpo.rollout.seeds import stream
 
 MAX_PROMPT = 2048
@@ -51,9 +44,7 @@ class Sampler:
                  dtype: str = "auto"):
         self._tokenizer = Tokenizer(model, template, max_prompt)
         self._max_tokens = max_tokens
-        self._on_cuda = torch.cuda.is_available()
-        if not self._on_cuda:  # as srpo/rollout/engine.py: compiling takes longer than it saves
-            torch._dynamo.config.disable = True
+        self._on_cuda = choose_runner()
         self._llm = LLM(model, dtype=dtype, seed=0, skip_tokenizer_init=True, generation_config="vllm",
                         use_tqdm_on_load=False, max_model_len=max_prompt + max_tokens, tensor_parallel_size=tensor,
                         distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
