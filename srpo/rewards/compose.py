@@ -1,13 +1,12 @@
 """The reward of a response: accuracy x correct + format x well-formed - language x mixing - overlong + custom.
 
 A grader that hangs, dies, raises or returns what is no finite number costs its response a zero, counted as failed;
-a function that failed on every response of a call is a mistake in the function and stops the run.
+a custom function that fails on `BROKEN` groups in a row is a mistake in the function and stops the run.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,10 @@ from srpo.rewards import math
 from srpo.rewards.pool import Lost, Pool
 
 log = logging.getLogger(__name__)
+
+BROKEN = 8
+"""Groups, a problem's responses in one call, on which a custom function fails in a row. A call alone says little: with
+resample.sampler: dynamic it may be a single problem, of a kind that the function cannot deal with."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,19 @@ def _unusable(problem: Problem, why: object) -> UserError:
     return UserError(f"problem {problem.id!r}: {why}; correct or drop it")
 
 
+@dataclass
+class _Failing:
+    """How often a custom function failed since a call in which it succeeded."""
+
+    groups: int = 0
+    responses: int = 0
+
+
 class Graders:
     """Grades responses in `workers` processes. Raises UserError when a custom function cannot be imported."""
 
     def __init__(self, reward: Reward, max_response_tokens: int, workers: int):
-        self._custom = [c.function for c in reward.custom]
+        self._failing = {c.function: _Failing() for c in reward.custom}
         settings = {"reward": reward.model_dump(), "max_response_tokens": max_response_tokens}
         self._pool = Pool("srpo.rewards.worker", settings, workers, reward.timeout)
         self._submitted: dict[Hashable, Response] = {}
@@ -86,24 +97,34 @@ class Graders:
 
     def collect(self) -> dict[Any, Graded]:
         """The grades of all that was submitted since the last call. Raises UserError naming a problem whose answer or
-        tests are unusable, or a custom function none of whose calls succeeded."""
+        tests are unusable, or a custom function that is broken."""
         responses, self._submitted = self._submitted, {}
-        errors: dict[str, str] = {}
-        succeeded: Counter[str] = Counter()
+        failed: dict[str, list[tuple[str, str]]] = {}
+        succeeded: set[str] = set()
         graded = {}
         for (key, response), answer in zip(responses.items(), self._pool.collect(), strict=True):
             failures = _failures(response, answer)
             for name, why in failures:
                 log.warning("reward function %s failed on problem %s: %s; it scores zero",
                             name, response.problem.id, why)
-                errors[name] = why
+                failed.setdefault(name, []).append((response.problem.id, why))
             if isinstance(answer, dict):
-                succeeded.update(answer["parts"].keys())
+                succeeded.update(answer["parts"])
             graded[key] = _failed(failures) if failures else _graded(answer)  # type: ignore[arg-type]
-        for name in self._custom:
-            if name in errors and not succeeded[name]:
-                raise UserError(f"reward.custom: {name!r} failed on all {len(responses)} responses: {errors[name]}")
+        self._heed(succeeded, failed)
         return graded
+
+    def _heed(self, succeeded: set[str], failed: dict[str, list[tuple[str, str]]]) -> None:
+        """`failed`: (problem's id, error) of a call's responses, by function."""
+        for name, streak in self._failing.items():
+            if name in succeeded:
+                streak.groups = streak.responses = 0
+            elif name in failed:
+                streak.groups += len({problem for problem, _ in failed[name]})
+                streak.responses += len(failed[name])
+            if streak.groups >= BROKEN:
+                raise UserError(f"reward.custom: {name!r} failed on all of the last {streak.responses} responses: "
+                                f"{failed[name][-1][1]}")
 
     def close(self) -> None:
         self._pool.close()

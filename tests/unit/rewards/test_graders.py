@@ -15,7 +15,7 @@ from srpo.config import CustomReward, Overlong, Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import Graders, Response
-from srpo.rewards.compose import check_problems
+from srpo.rewards.compose import BROKEN, check_problems
 from srpo.rewards.worker import bounded_memory
 from srpo.statistics import Update, step_metrics
 
@@ -160,7 +160,7 @@ def test_every_failure_in_one_step_is_counted_and_the_rest_is_graded(graders):
     assert [o.failed for o in out] == [i % 3 == 1 for i in range(len(texts))]
     assert all((o.correct, o.reward) == ((0.0, 0.0) if o.failed else (1.0, 2.1)) for o in out)
     samples = [Sample(np.array([1]), np.array([2])) for _ in out]
-    metrics = step_metrics([math()] * len(out), samples, out, [0.0] * len(out), Update(tokens=1, compared=1),
+    metrics = step_metrics([math()] * len(out), samples, out, [0.0] * len(out), Update(tokens=1),
                            {"time/rollout": 1.0, "time/update": 1.0})
     assert metrics["reward/failed"] == len(names)
 
@@ -190,8 +190,23 @@ def test_memory_is_bounded_and_given_back():
 
 @pytest.mark.parametrize("name", ["raises", "dies"])
 def test_a_function_that_always_fails_stops_the_run(graders, name):
-    with pytest.raises(UserError, match=f"reward.custom: 'custom_rewards:{name}' failed on all 3 responses: "):
-        graders(custom=custom(name)).grade([response(f"bad {GOOD}")] * 3)
+    bad = [response(f"bad {GOOD}", math(f"m{i}")) for i in range(BROKEN) for _ in range(2)]
+    stopped = f"reward.custom: 'custom_rewards:{name}' failed on all of the last {2 * BROKEN} responses: "
+    with pytest.raises(UserError, match=stopped):
+        graders(custom=custom(name)).grade(bad)
+    one_by_one = graders(custom=custom(name))
+    for i in range(BROKEN - 1):
+        assert all(o.failed for o in one_by_one.grade(bad[2 * i: 2 * i + 2]))
+    with pytest.raises(UserError, match=stopped):
+        one_by_one.grade(bad[-2:])
+
+
+def test_a_function_that_fails_on_one_problem_does_not(graders):
+    """However many samples of it there are, and however often it comes alone in a call."""
+    g = graders(custom=custom("raises"))
+    for _ in range(2 * BROKEN):
+        assert all(o.failed for o in g.grade([response(f"bad {GOOD}")] * (BROKEN + 1)))
+        assert not any(o.failed for o in g.grade([response(problem=math("other"))]))
 
 
 @pytest.mark.parametrize(("function", "why"), [
