@@ -16,11 +16,11 @@ from srpo.control.resample import sampler
 from srpo.control.sampler import Sampler
 from srpo.errors import UserError
 from srpo.forecast.compare import SAMPLERS
+from srpo.forecast.efficiency import efficiency
 from srpo.forecast.growth import ASSUMED, VARIES, Growth, growth
 from srpo.forecast.latent import Latent, fit
 from srpo.forecast.observed import Observed, observed
 from srpo.forecast.project import Projection, project
-from srpo.forecast.steps import efficiency
 
 REPLICATES = 200
 REACH = 20

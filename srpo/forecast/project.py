@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from srpo.control.ledger import Outcome
 from srpo.control.sampler import Sampler
+from srpo.forecast.efficiency import efficiency
 from srpo.forecast.growth import Growth
 from srpo.forecast.latent import GRID, Latent, latest
 from srpo.forecast.observed import Observed, signal
@@ -58,7 +59,10 @@ def project(observed: Observed, latent: Latent, growth: Growth, sampler: Sampler
         present = present - left
         if away is not None and (back := e + 1 + away) < epochs:
             waiting[back] = waiting.get(back, 0) + left
-        trained = correct @ force / observed.prompts_per_step
+        # The median replicate's share stands for all: hundredths, and only where a sampler throws groups away.
+        share = float(np.median(informative[:, e] / np.maximum(shown[:, e], 1)))
+        used = efficiency(sampler, int(np.median(shown[:, e])), observed.prompts_per_step, share)[1]
+        trained = correct @ force * used / observed.prompts_per_step
     return Projection(shown, informative)
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from srpo.control.sampler import Sampler
+from srpo.control.steps import steps
 from srpo.forecast.observed import signal
 from srpo.forecast.project import leaves
-from srpo.forecast.steps import steps
 
 Array = npt.NDArray[np.float64]
 _NEVER = np.iinfo(np.int32).max
@@ -108,10 +108,11 @@ def simulate(scenario: Scenario, sampler: Sampler) -> Trajectory:
         correct = np.zeros(len(order), np.int16)
         roll_out = partial(_roll_out, rng, difficulty, order, correct, run)
         seen = trained = count = 0
-        for groups, used in steps(sampler, len(order), s.batch, s.samples, roll_out):
-            seen, trained, count = seen + len(groups), trained + len(used), count + 1
-            skill = run.skill[-1] + rate * len(used) / s.batch * float(force[groups[used]].mean()) ** s.exponent
-            rollouts += len(groups) * s.samples
+        for step in steps(sampler, len(order), s.batch, roll_out):
+            used = correct[step.trained]
+            seen, trained, count = step.prompts.stop, trained + len(used), count + 1
+            skill = run.skill[-1] + rate * len(used) / s.batch * float(force[used].mean()) ** s.exponent
+            rollouts += len(step.prompts) * s.samples
             run.rollouts.append(rollouts)
             run.skill.append(skill)
             if rollouts >= budget:
@@ -125,11 +126,12 @@ def simulate(scenario: Scenario, sampler: Sampler) -> Trajectory:
 
 
 def _roll_out(rng: np.random.Generator, difficulty: npt.NDArray[np.float32], order: npt.NDArray[np.int32],
-              correct: npt.NDArray[np.int16], run: Trajectory, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """Correct responses of some groups of an epoch, kept in `correct` too."""
-    groups = rng.binomial(run.samples, 1 / (1 + np.exp(difficulty[order[start:stop]] - run.skill[-1])))
-    correct[start:stop] = groups
-    return groups
+              correct: npt.NDArray[np.int16], run: Trajectory, places: range) -> list[bool]:
+    """Fill in `correct` for some groups of an epoch; which of them are mixed."""
+    part = slice(places.start, places.stop)
+    correct[part] = rng.binomial(run.samples, 1 / (1 + np.exp(difficulty[order[part]] - run.skill[-1])))
+    mixed: list[bool] = ((correct[part] > 0) & (correct[part] < run.samples)).tolist()
+    return mixed
 
 
 def _bins(difficulty: npt.NDArray[np.float32]) -> tuple[Array, Array]:

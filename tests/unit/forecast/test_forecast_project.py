@@ -1,6 +1,7 @@
 """Projections against enumeration, and what samplers have in common."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ from ledgers import write
 
 from srpo.config import Resample
 from srpo.control.resample import sampler
+from srpo.control.sampler import Sampler
+from srpo.forecast.efficiency import efficiency
 from srpo.forecast.growth import Growth, growth
 from srpo.forecast.latent import GRID, fit, kernel, latest
 from srpo.forecast.observed import observed
 from srpo.forecast.predict import back_test, forecast
 from srpo.forecast.project import binomial, project
-from srpo.forecast.steps import efficiency, steps
 
 NONE = Growth(0.0, 0.0, 0.0)
 
@@ -54,9 +56,21 @@ def test_epoch_sizes_under_history_resampling_in_expectation(seen, drop_at):
 
 
 def test_nothing_leaves_under_plain_and_dynamic_sampling(seen):
-    plain, dynamic = (project(*seen, growth(*seen), rule(name), 5, 50) for name in ("plain", "dynamic"))
+    plain, dynamic = (project(*seen, NONE, rule(name), 5, 50) for name in ("plain", "dynamic"))
     assert (plain.prompts == 600).all()
     np.testing.assert_array_equal(plain.informative, dynamic.informative)
+
+
+def test_groups_that_are_thrown_away_teach_nothing(seen):
+    class Half(Sampler):
+        def trained(self, mixed, prompts):
+            return [i for i in range(len(mixed)) if mixed[i]][::2]
+
+    data, fitted = replace(seen[0], trained=np.zeros_like(seen[0].trained)), seen[1]  # no growth before the first
+    slow, half, fast = (project(data, fitted, Growth(rate, 0.0, 0.0), sampler, 3, 200).informative.mean(0)
+                        for rate, sampler in ((0.1, Sampler()), (0.2, Half()), (0.2, Sampler())))
+    assert half[0] == slow[0] == fast[0]
+    assert half[1:] == pytest.approx(slow[1:], rel=0.01) and (half[1:] > 1.02 * fast[1:]).all()
 
 
 def test_no_positive_is_history_at_nine_tenths(seen):
@@ -90,26 +104,6 @@ def test_faster_growth_empties_the_data_sooner(seen):
 # -- steps ----------------------------------------------------------------------------------------------------------
 
 
-def test_steps_show_every_prompt_once_and_in_order():
-    shown = []
-
-    def roll_out(start, stop):
-        shown.extend(range(start, stop))
-        return np.full(stop - start, 2)
-
-    made = list(steps(rule("plain"), 10, 4, 4, roll_out))
-    assert shown == list(range(10)) and [len(correct) for correct, _ in made] == [4, 4, 2]
-    assert [trained for _, trained in made] == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1]]
-
-
-def test_steps_refill_until_the_sampler_has_enough():
-    outcome = np.array([4, 2, 4, 4, 1, 0, 0, 3, 4, 2])
-    made = list(steps(rule("dynamic"), 10, 2, 4, lambda a, b: outcome[a:b]))
-    assert sum(len(correct) for correct, _ in made) == 10
-    for correct, trained in made[:-1]:
-        assert len(trained) == 2 and all(0 < correct[i] < 4 for i in trained)
-
-
 @pytest.mark.parametrize(("prompts", "informative"), [(50_000, 0.3), (37, 0.54), (20, 0.02), (20, 0.0)])
 def test_efficiency_without_refilling(prompts, informative):
     """Every informative group is used, however few there are."""
@@ -141,7 +135,7 @@ def test_back_test_on_known_ledgers(tmp_path, known, least, size_error):
     assert np.mean(within) >= least and np.mean(errors) < size_error
 
 
-@pytest.mark.parametrize("name", ["difficulty", "no_positive", "plain"])
+@pytest.mark.parametrize("name", ["difficulty", "dynamic", "no_positive", "plain"])
 def test_back_test_with_the_runs_own_sampler(tmp_path: Path, name):
     resample = Resample.model_validate({"sampler": name} | ({"epochs": 1} if name == "difficulty" else {}))
     write(tmp_path / "ledger.sqlite", prompts=600, samples=16, epochs=5, resample=resample, steps=2)
