@@ -5,9 +5,10 @@
 
 Takes --steps real steps (bench_step says what of a configuration it changes), then two in which the trainer's weights
 are changed between generation and update, as if vLLM had generated with others: set back by one update, and one matrix
-off by a hundredth. Nothing else of the steps differs. `max_to_threshold` is the largest difference with the right
-weights over rollout.canary: above 1 a good run would have stopped. A threshold serves where it lies above the largest
-of the right weights and below the largest of wrong ones; what stays below it, the canary cannot see.
+off by a hundredth. Nothing else of the steps differs. The canary looks at the largest mean over the tokens of a prompt;
+`worst_prompt_to_threshold` is that with the right weights over rollout.canary: above 1 a good run would have stopped. A
+threshold serves where it lies above the right weights' worst prompt and below that of wrong ones; what stays below it,
+the canary cannot see.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from srpo.batch import Sample
 from srpo.comm import all_gather
 from srpo.config import Config
 from srpo.data.schema import Problem
-from srpo.statistics import Update
+from srpo.statistics import Update, by_prompt
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
 RIGHT, BACK, OFF = "same weights", "weights of one update before", "one matrix 1 % off"
@@ -44,6 +45,7 @@ class CanaryRun(BenchmarkRun):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.differences: list[np.ndarray] = []
+        self.worst_prompt = 0.0
         self.trainer.forward_backward = self._kept(self.trainer.forward_backward)  # type: ignore[method-assign]
 
     def _kept(self, function: Callable[..., list[PolicyLossMetrics]]) -> Callable[..., list[PolicyLossMetrics]]:
@@ -58,7 +60,10 @@ class CanaryRun(BenchmarkRun):
         if self.change is not None:
             self.change()
         self.before = before
-        return super().update(step, problems, samples, advantage)
+        update = super().update(step, problems, samples, advantage)
+        prompts = by_prompt(update.diffs, self.config.batch.samples).values()
+        self.worst_prompt = max(diff.total / diff.tokens for diff in prompts)
+        return update
 
     @torch.no_grad()
     def set_back(self) -> None:
@@ -81,19 +86,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     threshold = configuration.load(options.config or QUICKSTART, options.overrides).rollout.canary
     overrides = [*options.overrides, "rollout.canary=1e9"]  # it is to be looked at, not to end the run
     with started(CanaryRun, options.config, overrides, options.steps + 2) as run:
-        found: dict[str, list[np.ndarray]] = {RIGHT: []}
-        for _ in range(options.steps):
+        found: dict[str, list[np.ndarray]] = {RIGHT: [], BACK: [], OFF: []}
+        worst: dict[str, list[float]] = {RIGHT: [], BACK: [], OFF: []}
+        changes = {RIGHT: None, BACK: run.set_back, OFF: run.spoil}
+        for name in [RIGHT] * options.steps + [BACK, OFF]:
+            run.change = changes[name]
             take(run)
-            found[RIGHT].append(run.taken())
-        for name, change in ((BACK, run.set_back), (OFF, run.spoil)):
-            run.change = change
-            take(run)
-            found[name] = [run.taken()]
+            found[name].append(run.taken())
+            worst[name].append(run.worst_prompt)
         device = device_name(run.trainer.device)
         dtype = run.config.model.dtype
-    figures = {name: distribution(steps) for name, steps in found.items()}
+    figures = {name: distribution(steps) | {"worst prompt": max(worst[name])} for name, steps in found.items()}
     row = {"case": f"canary {name_of(options.config)} {dtype}", "implementation": "srpo",
-           "ratios": {"max_to_threshold": figures[RIGHT]["max"] / threshold}}
+           "ratios": {"worst_prompt_to_threshold": figures[RIGHT]["worst prompt"] / threshold}}
     document = {"device": device, "threads": torch.get_num_threads(), "quick": False, "ranks": dist.get_world_size(),
                 "load": os.getloadavg()[0], "dtype": dtype, "threshold": threshold, "rows": [row],
                 "distributions": figures}
@@ -105,7 +110,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def distribution(steps: list[np.ndarray]) -> dict[str, Any]:
-    """Of all steps' tokens, and the largest of each step, which is what the canary looks at."""
+    """Of all steps' tokens, and the largest of each step."""
     tokens = np.concatenate(steps)
     quantiles = dict(zip(map(str, QUANTILES), np.quantile(tokens, QUANTILES).tolist(), strict=True))
     return {"tokens": len(tokens), "mean": float(tokens.mean()), **quantiles, "max": float(tokens.max()),
@@ -113,13 +118,13 @@ def distribution(steps: list[np.ndarray]) -> dict[str, Any]:
 
 
 def table(document: dict[str, Any]) -> str:
-    columns = ["mean", *map(str, QUANTILES), "max"]
+    columns = ["mean", *map(str, QUANTILES), "max", "worst prompt"]
     lines = [f"{document['device']}, {document['dtype']}; rollout.canary {document['threshold']:g}",
-             f"{'|trainer - rollout|':32}{'tokens':>8}" + "".join(f"{column:>10}" for column in columns)]
-    lines += [f"{name:32}{found['tokens']:8}" + "".join(f"{found[column]:10.2g}" for column in columns)
+             f"{'|trainer - rollout|':32}{'tokens':>8}" + "".join(f"{column:>13}" for column in columns)]
+    lines += [f"{name:32}{found['tokens']:8}" + "".join(f"{found[column]:13.2g}" for column in columns)
               for name, found in document["distributions"].items()]
-    good = document["distributions"][RIGHT]["max"]
-    seen = [name for name in (BACK, OFF) if document["distributions"][name]["max"] > document["threshold"]]
+    good = document["distributions"][RIGHT]["worst prompt"]
+    seen = [name for name in (BACK, OFF) if document["distributions"][name]["worst prompt"] > document["threshold"]]
     lines.append(f"a good run reaches {good / document['threshold']:.2g} of the threshold; wrong weights that it sees: "
                  + (", ".join(seen) or "none"))
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 TESTS = "PYTHON -m pytest -p no:cacheprovider -rfEs -m gpu"
 KERNEL_TESTS = ("logprob", "policy_loss", "linear", "one_pass", "advantage", "compile")
 BENCH = "--device cuda --seconds 0.3 --out OUT/NAME.json"
-BF16 = "model.dtype=bfloat16 rollout.canary=0.5"
+BF16 = "model.dtype=bfloat16 rollout.canary=0.1"
 
 
 @dataclass(frozen=True)

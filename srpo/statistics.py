@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from srpo_kernels import PolicyLossMetrics, group_advantage
@@ -26,6 +26,19 @@ def advantages(rewards: list[float], truncated: list[bool], group: int, algorith
     return values
 
 
+class Difference(NamedTuple):
+    """|trainer - rollout| log-probs over so many tokens that this step's policy sampled: their sum and the largest."""
+
+    tokens: int
+    total: float
+    largest: float
+
+    @staticmethod
+    def merge(parts: Iterable[Difference]) -> Difference:
+        tokens, totals, largest = zip(*parts, strict=True)
+        return Difference(sum(tokens), sum(totals), max(largest))
+
+
 @dataclass
 class Update:
     """Sums over the response tokens of an update, addable over micro-batches, ranks and optimizer steps."""
@@ -38,28 +51,19 @@ class Update:
     entropy: float = 0
     clipped: float = 0
     kl: float = 0
-    compared: float = 0
-    """Response tokens that have a rollout log-prob."""
-    diff_sum: float = 0
-    diff_max: float = -1
-    diff_sample: int = -1
-    """Index, among the step's samples, of the token with the largest difference."""
     grad_norm: float = 0
-
-    def without_comparison(self) -> Update:
-        """The same, but for what compares the trainer with the rollout."""
-        return replace(self, compared=0, diff_sum=0, diff_max=-1, diff_sample=-1)
+    diffs: dict[int, Difference] = field(default_factory=dict)
+    """How far trainer_logprobs are from rollout_logprobs, by the sample's index among the step's, where any are."""
 
     @staticmethod
     def merge(parts: Sequence[Update]) -> Update:
         total = Update()
         for part in parts:
-            if part.diff_max > total.diff_max:
-                total.diff_max, total.diff_sample = part.diff_max, part.diff_sample
             for f in fields(Update):
-                if not f.name.startswith(("diff_max", "diff_sample", "grad_norm")):
+                if f.name not in ("grad_norm", "diffs"):
                     setattr(total, f.name, getattr(total, f.name) + getattr(part, f.name))
             total.grad_norm = part.grad_norm or total.grad_norm
+            total.diffs |= part.diffs
         return total
 
 
@@ -69,32 +73,47 @@ def update_statistics(metrics: Sequence[PolicyLossMetrics], batches: Sequence[Mi
     for m, batch in zip(metrics, batches, strict=True):
         part = Update(tokens=float(m.tokens), processed=len(batch.tokens), policy_loss=float(m.policy_loss),
                       entropy=float(m.entropy_sum), clipped=float(m.clipped), kl=float(m.kl))
-        if m.rollout_diff is not None and part.tokens and (batch.fresh is None or bool(batch.fresh.any())):
-            diff = m.rollout_diff.nan_to_num(nan=torch.inf)
-            if batch.fresh is not None:  # what an older policy sampled must differ
-                diff = diff.where(batch.fresh.to(diff.device), 0)
-            worst = int(diff.argmax())
-            sequence = int(torch.searchsorted(batch.cu_rows, worst, right=True)) - 1
-            part.compared = part.tokens if batch.fresh is None else int(batch.fresh.sum())
-            part.diff_sum = float(diff.sum())
-            part.diff_max = float(diff[worst])
-            part.diff_sample = int(batch.sample_index[sequence])
+        if m.rollout_diff is not None:
+            diff = m.rollout_diff.float().nan_to_num(nan=torch.inf)
+            counted = batch.mask if batch.fresh is None else batch.mask & batch.fresh  # an older policy's must differ
+            counted = counted.to(diff.device)
+            lengths = batch.cu_rows.diff().long().to(diff.device)
+            of = [torch.segment_reduce(x, how, lengths=lengths, initial=0).tolist() for x, how in (
+                (counted.float(), "sum"), (diff.where(counted, 0), "sum"), (diff.where(counted, 0), "max"))]
+            part.diffs = {i: Difference(int(tokens), total, largest) for i, tokens, total, largest in zip(
+                batch.sample_index.tolist(), *of, strict=True) if tokens}
         parts.append(part)
     return Update.merge(parts)
 
 
+def by_prompt(diffs: Mapping[int, Difference], group: int) -> dict[int, Difference]:
+    """The same by the prompt's index, for groups of `group` samples."""
+    members: dict[int, list[Difference]] = {}
+    for sample, diff in diffs.items():
+        members.setdefault(sample // group, []).append(diff)
+    return {prompt: Difference.merge(parts) for prompt, parts in members.items()}
+
+
 def check_canary(update: Update, step: int, prompt_ids: list[str], group: int, threshold: float) -> None:
-    """Raise UserError when the trainer and vLLM disagree on a token that vLLM sampled by more than `threshold`.
+    """Raise UserError when the trainer's and vLLM's log-probs of the tokens that vLLM sampled for a prompt differ by
+    more than `threshold` on average.
 
     Both ran the same weights on the same tokens: a large difference means that vLLM generated with other weights (or a
-    stale cache), and that training on its samples would be silently wrong.
+    stale cache), and that training on its samples would be silently wrong. A mean, since rounding alone makes the
+    largest of millions of tokens as large as one likes; by prompt, since one replica generates a prompt's responses,
+    and the others would hide it.
     """
-    if update.diff_max > threshold:
-        prompt, sample = divmod(update.diff_sample, group)
+    prompts = by_prompt(update.diffs, group)
+    worst = max(prompts, key=lambda prompt: prompts[prompt].total / prompts[prompt].tokens, default=None)
+    if worst is None:
+        return
+    tokens, total, largest = prompts[worst]
+    if total / tokens > threshold:
         raise UserError(
-            f"step {step}: prompt {prompt_ids[prompt]!r}, sample {sample}: trainer and rollout log-probs differ by "
-            f"{update.diff_max:.3g}, rollout.canary is {threshold:g}. vLLM does not run the trainer's weights; nothing "
-            "was updated. If rounding explains it (bfloat16, long responses), raise rollout.canary")
+            f"step {step}: prompt {prompt_ids[worst]!r}: trainer and rollout log-probs of {tokens} sampled tokens "
+            f"differ by {total / tokens:.3g} on average, one by {largest:.3g}; rollout.canary is {threshold:g}. vLLM "
+            "does not run the trainer's weights; nothing was updated. If rounding explains it (bfloat16), raise "
+            "rollout.canary")
 
 
 def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], advantage: list[float],
@@ -114,6 +133,7 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
             metrics[f"accuracy/{domain}"] = _mean([graded[i].correct for i in chosen])
             metrics[f"length/{domain}"] = _mean([len(samples[i].tokens) for i in chosen])
     groups = [graded[i : i + group] for i in range(0, len(graded), group)]
+    diff = Difference.merge(update.diffs.values()) if update.diffs else None
     metrics |= {
         "groups/zero_advantage": _mean([not any(advantage[i : i + group]) for i in range(0, len(samples), group)]),
         "groups/all_correct": _mean([all(g.correct >= 1 for g in members) for members in groups]),
@@ -123,8 +143,8 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
         "policy/clip_frac": update.clipped / update.tokens,
         "policy/kl": update.kl / update.tokens,
         "grad/norm": update.grad_norm,
-        "rollout/logprob_diff_mean": update.diff_sum / update.compared if update.compared else None,
-        "rollout/logprob_diff_max": update.diff_max if update.compared else None,
+        "rollout/logprob_diff_mean": diff and diff.total / diff.tokens,
+        "rollout/logprob_diff_max": diff and diff.largest,
         "rollout/stale": sum(s.stale for s in samples) / sum(len(s.tokens) for s in samples),
         "rollout/tokens_per_s": sum(len(s.tokens) - s.stale for s in samples) / times["time/rollout"],
         "train/tokens_per_s": update.processed / times["time/update"],

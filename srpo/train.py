@@ -256,7 +256,7 @@ class Run:
             if piece.start == 0:
                 check_canary(part, step, [p.id for p in problems], c.batch.samples, c.rollout.canary)
             else:  # the policy has moved on from the one that sampled
-                part = part.without_comparison()
+                part.diffs = {}
             part.grad_norm = self.trainer.optimizer_step(lr)
             total = Update.merge([total, part])
         return total

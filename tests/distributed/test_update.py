@@ -48,9 +48,13 @@ def measure(name: str) -> dict[str, float]:
     found = [_update(layout, loss, samples, advantage, skip) for skip in (True, False)]
     (update, weights, watched), (expected, wanted, _) = found
     far = {f"far {f.name}": abs(getattr(update, f.name) - getattr(expected, f.name))
-           / max(1, abs(getattr(expected, f.name))) for f in fields(Update) if f.name != "processed"}
+           / max(1, abs(getattr(expected, f.name))) for f in fields(Update) if f.name not in ("processed", "diffs")}
+    assert update.diffs.keys() == expected.diffs.keys()
+    far["far diffs"] = max(abs(a.total - expected.diffs[i].total) / max(1, a.total) for i, a in update.diffs.items())
     far["far weights"] = max(float((a - b).abs().max()) for a, b in zip(weights, wanted, strict=True))
-    return far | {"watched": float(watched), "worst": float(update.diff_sample), "compared": float(update.compared)}
+    worst = max(update.diffs, key=lambda i: update.diffs[i].largest)
+    compared = sum(diff.tokens for diff in update.diffs.values())
+    return far | {"watched": float(watched), "worst": float(worst), "compared": float(compared)}
 
 
 def _batch(nothing: bool) -> tuple[list[Sample], list[float]]:

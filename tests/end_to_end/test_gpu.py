@@ -33,7 +33,7 @@ def test_variable_length_attention_is_that_of_each_sequence(heads: tuple[int, in
 def test_a_run_on_one_gpu(world: World):
     """bfloat16, CUDA graphs, the KV cache asleep during updates; vLLM on the trainer's memory throughout."""
     output = world.train("gpu", ranks=1, model={"dtype": "bfloat16"},
-                         rollout={"canary": 0.5, "kv_cache_gib": 1.0}).succeed()
+                         rollout={"canary": 0.1, "kv_cache_gib": 1.0}).succeed()
     assert "moved 0 tensors" in output
     steps = metrics(world.folder / "gpu")[1:]
     assert steps and all(m["weights/aliased_bytes"] > 0 == m["weights/moved_bytes"] for m in steps)
@@ -43,7 +43,7 @@ def test_a_run_on_one_gpu(world: World):
 def test_cuda_graphs_survive_updates(world: World):
     """Captured once, before the first step. Replayed after an update they read the new weights: at this learning rate
     old ones would give other log-probs than the trainer's."""
-    config = world.config("graphs", model={"dtype": "float32"}, rollout={"canary": 0.05, "kv_cache_gib": 1.0},
+    config = world.config("graphs", model={"dtype": "float32"}, rollout={"canary": 0.01, "kv_cache_gib": 1.0},
                           optimizer={"lr": 1e-3})
     Launch(HERE / "probe.py", "train", config, ranks=1, folder=world.folder,
            PROBE_OUT=str(world.folder / "graphs")).succeed()

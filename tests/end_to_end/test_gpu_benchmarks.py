@@ -21,7 +21,8 @@ def test_the_canary_tells_right_weights_from_wrong_ones(tmp_path: Path) -> None:
     document = json.loads(out.read_text())
     right, *wrong = document["distributions"].values()
     assert len(right["max_of_steps"]) == 2 and right["tokens"] > 16
-    assert 0 < right["max"] < 1e-4 and all(found["max"] > document["threshold"] for found in wrong)
+    assert 0 < right["worst prompt"] < right["max"] < 1e-4
+    assert all(found["worst prompt"] > document["threshold"] for found in wrong)
     assert compare.main([str(out), str(out)]) == 0
 
 

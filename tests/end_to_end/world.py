@@ -28,7 +28,7 @@ class World:
             "data": {"train": [str(data / "train.jsonl")], "eval": [str(data / "eval.jsonl")], "template": "plain",
                      "max_prompt_tokens": 32},
             "batch": {"prompts": 4, "samples": 4, "micro_batch": 4},
-            "rollout": {"max_response_tokens": 32, "kv_cache_gib": 0.03, "max_sequences": 32, "canary": 1e-4},
+            "rollout": {"max_response_tokens": 32, "kv_cache_gib": 0.03, "max_sequences": 32, "canary": 1e-5},
             "optimizer": {"lr": 1e-4},
             "reward": {"workers": 1, "timeout": 60.0},
             "warm_start": {"data": [str(data / "worked.jsonl")], "steps": 100, "batch": 32, "lr": 3e-3},

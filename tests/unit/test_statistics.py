@@ -12,7 +12,7 @@ from srpo.config import Algorithm
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards.compose import Graded
-from srpo.statistics import Update, advantages, check_canary, step_metrics, update_statistics
+from srpo.statistics import Update, advantages, by_prompt, check_canary, step_metrics, update_statistics
 
 TIMES = {"time/rollout": 2.0, "time/reward": 1.0, "time/update": 4.0, "time/sync": 0.0, "time/step": 7.0}
 
@@ -51,29 +51,41 @@ def update(error: float = 0.0, where: int = 3, stale: int = 0) -> tuple[Update, 
 
 def test_update_adds_up():
     total, made = update()
-    assert total.tokens == total.compared == 12 and total.processed == 16 and total.diff_max == 0
+    assert total.tokens == 12 and total.processed == 16 and total.diffs == {i: (3, 0.0, 0.0) for i in range(4)}
     assert total.entropy > 0 and total.policy_loss == pytest.approx(-3 * (1.0 - 1.0 + 0.5), abs=1e-5)
 
 
 @pytest.mark.parametrize("where", range(4))
-def test_canary_names_step_prompt_and_sample(where: int):
+def test_canary_names_step_and_prompt(where: int):
+    """A token of one response is off by 0.25: 0.25 / 6 on average over its prompt's two responses of three tokens."""
     total, _ = update(error=0.25, where=where)
-    assert total.diff_max == pytest.approx(0.25, abs=1e-6) and total.diff_sample == where
-    check_canary(total, 7, ["first", "second"], 2, threshold=0.3)
+    assert total.diffs[where] == (3, pytest.approx(0.25, abs=1e-6), pytest.approx(0.25, abs=1e-6))
+    assert by_prompt(total.diffs, 2)[where // 2] == (6, *total.diffs[where][1:])
+    check_canary(total, 7, ["first", "second"], 2, threshold=0.042)
     name = ["first", "second"][where // 2]
-    message = rf"step 7: prompt '{name}', sample {where % 2}: .* differ by 0\.25, rollout.canary"
+    message = rf"step 7: prompt '{name}': .* of 6 sampled tokens differ by 0\.0417 on average, one by 0\.25;"
     with pytest.raises(UserError, match=message):
-        check_canary(total, 7, ["first", "second"], 2, threshold=0.2)
+        check_canary(total, 7, ["first", "second"], 2, threshold=0.041)
 
 
 @pytest.mark.parametrize("stale", [1, 2, 3])
 def test_the_canary_does_not_look_at_tokens_of_earlier_steps(stale: int):
     """The second token of a response is off; it counts unless an older policy sampled it."""
     total, _ = update(error=0.25, where=2, stale=stale)
-    assert total.compared == 12 - stale
-    assert total.diff_max == (pytest.approx(0.25, abs=1e-6) if stale < 2 else 0)
-    assert total.diff_sum == (pytest.approx(0.25, abs=1e-6) if stale < 2 else 0)
+    assert sum(diff.tokens for diff in total.diffs.values()) == 12 - stale
+    assert (2 in total.diffs) == (stale < 3)
+    if stale < 3:
+        assert total.diffs[2].largest == (pytest.approx(0.25, abs=1e-6) if stale < 2 else 0)
+        assert total.diffs[2].total == total.diffs[2].largest
     assert total.tokens == 12
+
+
+def test_a_masked_row_is_no_difference():
+    batch = pack([Sample(np.array([1]), np.array([2]))], [0.0], range(1), sequences=1, rank=1, ranks=2)[0]
+    _, metrics = linear_policy_loss(torch.ones(1, 2), torch.eye(2), batch.targets, batch.advantages, mask=batch.mask,
+                                    rollout_logprobs=batch.rollout_logprobs, normalizer=1)
+    assert update_statistics([metrics], [batch]).diffs == {}
+    check_canary(Update(), 1, [], 2, threshold=1e-9)
 
 
 def test_a_step_that_samples_nothing_compares_nothing():
