@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     ev.add_argument("--style", choices=("think_answer", "boxed"), help="as reward.style: where the answer is (the "
                     "run's; think_answer for the srpo template, else boxed)")
     ev.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="of weights and "
-                    "arithmetic (the run's model.dtype, or auto: the model's, but bfloat16 for float32)")
+                    "arithmetic (the run's model.dtype, or auto: the model's own)")
     ev.add_argument("--tensor", metavar="N", type=int, help="ranks of one copy of the model (1)")
     ev.add_argument("--chunk", metavar="N", type=int, help="problems that are sampled and written together (as many as "
                     "make 256 responses)")

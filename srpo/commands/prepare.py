@@ -34,6 +34,8 @@ def add(commands: Commands) -> None:
     prepare.add_argument("--max-tokens", metavar="N", type=int, default=2048, help="of a response (%(default)s)")
     prepare.add_argument("--template", choices=("srpo", "chat", "plain"), default="chat",
                          help="as data.template (%(default)s)")
+    prepare.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto",
+                         help="of weights and arithmetic; auto: the model's own (%(default)s)")
     prepare.add_argument("--workers", metavar="N", type=int, default=os.cpu_count(), help="processes (all cores)")
     prepare.set_defaults(handler=run)
 
@@ -46,7 +48,8 @@ def run(args: Namespace) -> int:
     difficulty = None
     if args.model:
         difficulty = Difficulty(args.model, args.samples, args.easy, args.hard, max_tokens=args.max_tokens,
-                                template=args.template, allow_unsafe_sandbox=args.allow_unsafe_sandbox)
+                                template=args.template, dtype=args.dtype,
+                                allow_unsafe_sandbox=args.allow_unsafe_sandbox)
         if not Path(args.model, "config.json").is_file():
             raise UserError(f"--model {args.model}: no model there, config.json is missing")
     prepare(args.sources, args.out, benchmarks=args.benchmark, difficulty=difficulty, verify=not args.no_verify,

@@ -13,7 +13,8 @@ from srpo.rewards.compose import Graders, Response
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Sampling settings. A problem is easy from a pass rate of `easy` on, hard up to `hard`, else medium.
+    """Sampling settings, as srpo/rollout/sampler.py takes them. A problem is easy from a pass rate of `easy` on, hard
+    up to `hard`, else medium.
 
     SRPO's report says "challenging" and gives no thresholds: these are ours.
     """
@@ -25,6 +26,7 @@ class Difficulty:
     temperature: float = 1.0
     max_tokens: int = 2048
     template: str = "chat"
+    dtype: str = "auto"
     allow_unsafe_sandbox: bool = False
 
     def __post_init__(self) -> None:
@@ -44,7 +46,7 @@ class Meter:
         from srpo.rollout.sampler import Sampler
 
         self._settings = settings
-        self._sampler = Sampler(settings.model, settings.template, settings.max_tokens)
+        self._sampler = Sampler(settings.model, settings.template, settings.max_tokens, dtype=settings.dtype)
         # Only the srpo prompt opens a <think> that the answer must come after.
         reward = Reward(format=0.0, style="think_answer" if settings.template == "srpo" else "boxed",
                         allow_unsafe_sandbox=settings.allow_unsafe_sandbox)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem
+from srpo.rollout.precision import own
 from srpo.rollout.runner import choose_runner
 from srpo.rollout.seeds import stream
 
@@ -38,15 +40,16 @@ class Completion:
 
 class Sampler:
     """A vLLM engine of its own; in a launch of several ranks, one over each `tensor` adjacent ones. `template` is as
-    data.template, `dtype` as vLLM's: with auto the model's own, but bfloat16 where that is float32."""
+    data.template, `dtype` as vLLM's, but auto is the model's own also where that is float32."""
 
     def __init__(self, model: str, template: str, max_tokens: int, *, max_prompt: int = MAX_PROMPT, tensor: int = 1,
                  dtype: str = "auto"):
         self._tokenizer = Tokenizer(model, template, max_prompt)
         self._max_tokens = max_tokens
         self._on_cuda = choose_runner()
-        self._llm = LLM(model, dtype=dtype, seed=0, skip_tokenizer_init=True, generation_config="vllm",
-                        use_tqdm_on_load=False, max_model_len=max_prompt + max_tokens, tensor_parallel_size=tensor,
+        self._llm = LLM(model, dtype=own(Path(model)) if dtype == "auto" else dtype, seed=0, skip_tokenizer_init=True,
+                        generation_config="vllm", use_tqdm_on_load=False, max_model_len=max_prompt + max_tokens,
+                        tensor_parallel_size=tensor,
                         distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
                         enforce_eager=not self._on_cuda, kv_cache_memory_bytes=None if self._on_cuda else CPU_CACHE)
 

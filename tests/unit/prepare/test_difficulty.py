@@ -33,7 +33,11 @@ def model(monkeypatch: pytest.MonkeyPatch):
                 texts = next(a for key, a in answers.items() if key in problem.prompt)[:samples]
                 yield {(problem.id, j): SimpleNamespace(text=t, tokens=1, truncated=False) for j, t in enumerate(texts)}
 
-        sampler = SimpleNamespace(Sampler=lambda *settings: SimpleNamespace(generate=generate))
+        def start(*args, dtype):
+            assert dtype == "float16"
+            return SimpleNamespace(generate=generate)
+
+        sampler = SimpleNamespace(Sampler=start)
         monkeypatch.setitem(sys.modules, "srpo.rollout.sampler", sampler)
         return asked
 
@@ -42,7 +46,7 @@ def model(monkeypatch: pytest.MonkeyPatch):
 
 def test_pass_rates(model):
     model(What=[RIGHT, WRONG, RIGHT, "nothing"], Add=[PROGRAM.format("+"), PROGRAM.format("-"), "", "add"])
-    meter = Meter(Difficulty("model", samples=4), workers=1)
+    meter = Meter(Difficulty("model", samples=4, dtype="float16"), workers=1)
     try:
         assert meter.pass_rates([MATH, CODE]) == [0.5, 0.25]
     finally:
@@ -51,7 +55,7 @@ def test_pass_rates(model):
 
 def test_with_the_srpo_prompt_an_answer_comes_after_the_thinking(model):
     model(What=[RIGHT, f"hm</think><answer>{RIGHT}</answer>"])
-    meter = Meter(Difficulty("model", samples=2, template="srpo"), workers=1)
+    meter = Meter(Difficulty("model", samples=2, template="srpo", dtype="float16"), workers=1)
     try:
         assert meter.pass_rates([MATH]) == [0.5]
     finally:
@@ -75,7 +79,7 @@ def test_columns_are_written_and_not_measured_twice(model, tmp_path: Path):
     source.write_text('{"problem": "What is $1+1$?", "answer": "2"}\n{"problem": "Find $7-4$.", "answer": "3"}\n')
     asked = model(What=[RIGHT] * 2, Find=[WRONG, RIGHT])
     for _ in range(2):
-        pipeline.prepare([str(source)], tmp_path / "out", difficulty=Difficulty("model", samples=2),
+        pipeline.prepare([str(source)], tmp_path / "out", difficulty=Difficulty("model", samples=2, dtype="float16"),
                          console=Console(quiet=True))
         assert [p.difficulty for p in read_problems([tmp_path / "out/train.parquet"])] == ["easy", "medium"]
     assert len(asked) == 2
