@@ -35,15 +35,15 @@ PHASES = ("rollout", "reward", "update", "sync")
 
 METRICS = (
     "step", "epoch", "stage",
-    "reward/mean", "reward/math", "reward/code", "reward/failed", "accuracy/math", "accuracy/code",
+    "reward/mean", "reward/std", "reward/math", "reward/code", "reward/failed", "accuracy/math", "accuracy/code",
     "length/mean", "length/math", "length/code",
     "groups/zero_advantage", "groups/all_correct", "groups/all_wrong",
-    "loss/policy", "policy/entropy", "policy/clip_frac", "policy/kl", "grad/norm",
+    "loss/policy", "policy/entropy", "policy/clip_frac", "policy/kl", "grad/norm", "optimizer/lr",
     "rollout/tokens_per_s", "rollout/truncated", "rollout/stale", "rollout/rounds", "rollout/discarded",
     "rollout/logprob_diff_mean", "rollout/logprob_diff_max", "train/tokens_per_s",
     "weights/aliased_bytes", "weights/moved_bytes",
     *(f"time/{phase}" for phase in PHASES), "time/step", "time/slowest_rank", "time/slowest_ratio",
-    "eval/math", "eval/code",
+    "time/evaluation", "time/checkpoint", "eval/math", "eval/code",
 )
 """Order of the keys in a line of metrics.jsonl; any other key follows in alphabetical order."""
 
@@ -86,7 +86,7 @@ class Monitor:
     def phase(self, name: str) -> Iterator[None]:
         """Time a part of the work and show it.
 
-        The names in PHASES add up to a step's times; any other (warm start, evaluation, checkpoint) is shown only.
+        The names in PHASES add up to a step's times; `spent` tells those of any other.
         """
         began, waited = time.perf_counter(), comm.waited()
         if name in PHASES and self._began is None:
@@ -102,9 +102,13 @@ class Monitor:
         now = time.perf_counter()
         times = {f"time/{phase}": self._seconds.get(phase, 0.0) for phase in PHASES}
         times["time/step"] = now - (self._began if self._began is not None else now)
-        self._seconds.clear()
+        self._seconds = {name: seconds for name, seconds in self._seconds.items() if name not in PHASES}
         self._began = None
         return times
+
+    def spent(self, name: str) -> float | None:
+        """Seconds of a phase beside PHASES since the last call; None: there was none."""
+        return self._seconds.pop(name, None)
 
     def own_times(self) -> dict[str, float]:
         """Seconds of each phase since the last call, less what this rank waited for others in it."""

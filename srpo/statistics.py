@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from statistics import pstdev
 from typing import Any, NamedTuple
 
 import torch
@@ -133,8 +134,11 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
             metrics[f"accuracy/{domain}"] = _mean([graded[i].correct for i in chosen])
             metrics[f"length/{domain}"] = _mean([len(samples[i].tokens) for i in chosen])
     groups = [graded[i : i + group] for i in range(0, len(graded), group)]
+    names = sorted({name for g in graded for name in g.parts})  # what could not be graded has none
+    metrics |= {f"reward/parts/{name}": _mean([g.parts.get(name, 0.0) for g in graded]) for name in names}
     diff = Difference.merge(update.diffs.values()) if update.diffs else None
     metrics |= {
+        "reward/std": _mean([pstdev(g.reward for g in members) for members in groups]),
         "groups/zero_advantage": _mean([not any(advantage[i : i + group]) for i in range(0, len(samples), group)]),
         "groups/all_correct": _mean([all(g.correct >= 1 for g in members) for members in groups]),
         "groups/all_wrong": _mean([all(g.correct <= 0 for g in members) for members in groups]),
@@ -150,6 +154,22 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
         "train/tokens_per_s": update.processed / times["time/update"],
     }
     return metrics | times
+
+
+def average_at_k(problems: Sequence[Problem], graded: Sequence[Graded], files: Mapping[str, str]) -> dict[str, float]:
+    """avg@k by domain, as eval/math, and also by file, as eval/aime.jsonl, where the problems are of several: the mean
+    correctness of all samples of all its problems.
+
+    `graded` holds the same number of consecutive samples for each problem; `files`: by the problem's id.
+    """
+    k = len(graded) // len(problems)
+    several = len(set(files.values())) > 1
+    scores: dict[str, list[float]] = {}
+    for i, problem in enumerate(problems):
+        correct = [g.correct for g in graded[i * k : (i + 1) * k]]
+        for name in [problem.domain, files[problem.id]] if several else [problem.domain]:
+            scores.setdefault(name, []).extend(correct)
+    return {f"eval/{name}": _mean(s) for name, s in scores.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -30,13 +30,19 @@ from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, check_disjoint, read_problems
-from srpo.evaluate import average_at_k
 from srpo.groups import Group, Groups, Rollouts, merge, quotas
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_device, init_distributed
 from srpo.metrics import Monitor
 from srpo.rewards.compose import Graded, Graders, Response, check_problems
-from srpo.statistics import Update, advantages, check_canary, step_metrics, update_statistics
+from srpo.statistics import (
+    Update,
+    advantages,
+    average_at_k,
+    check_canary,
+    step_metrics,
+    update_statistics,
+)
 from srpo.stragglers import Stragglers
 from srpo.warm_start import warm_start
 from srpo.watchdog import Watchdog
@@ -74,6 +80,7 @@ class Run:
         self.tokenizer = Tokenizer(config.model.path, config.data.template, config.data.max_prompt_tokens)
         problems = read_problems(config.data.train)
         self.held_out = read_problems(config.data.eval)
+        self.files = {p.id: Path(file).name for file in config.data.eval for p in read_problems([file])}
         check_disjoint(problems, self.held_out)
         self.problems = {p.id: p for p in [*problems, *self.held_out]}
         check_problems([*problems, *self.held_out])
@@ -161,7 +168,8 @@ class Run:
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
         metrics |= step_metrics(rollouts.problems, rollouts.samples, rollouts.graded, advantage, update,
                                 self.monitor.times())
-        metrics |= {"rollout/rounds": plan.rounds,
+        metrics |= {"optimizer/lr": self.lr(plan.step), "time/checkpoint": self.monitor.spent("checkpoint"),
+                    "rollout/rounds": plan.rounds,
                     "rollout/discarded": 1 - len(trained.samples) / len(rollouts.samples)}
         metrics |= self.stragglers.observe(self.monitor.own_times())
         metrics |= {"weights/aliased_bytes": self.engine.weights.aliased_bytes,
@@ -245,7 +253,6 @@ class Run:
         watch = [self.pack(samples, advantage, rest)
                  if (rest := [i for i in p if not (regularized or advantage[i])]) else [] for p in pieces]
         self.behaviour(list(chain(*learn)), list(chain(*watch)))
-        lr = c.optimizer.lr * min(1.0, step / max(1, c.optimizer.warmup))
         total = Update()
         for piece, learning, watching in zip(pieces, learn, watch, strict=True):
             count = normalizer(samples, piece, c.algorithm.aggregate, c.rollout.max_response_tokens)
@@ -257,9 +264,12 @@ class Run:
                 check_canary(part, step, [p.id for p in problems], c.batch.samples, c.rollout.canary)
             else:  # the policy has moved on from the one that sampled
                 part.diffs = {}
-            part.grad_norm = self.trainer.optimizer_step(lr)
+            part.grad_norm = self.trainer.optimizer_step(self.lr(step))
             total = Update.merge([total, part])
         return total
+
+    def lr(self, step: int) -> float:
+        return self.config.optimizer.lr * min(1.0, step / max(1, self.config.optimizer.warmup))
 
     def pack(self, samples: list[Sample], advantage: list[float], indices: list[int]) -> list[MicroBatch]:
         """This rank's micro-batches of some of the step's samples."""
@@ -280,7 +290,7 @@ class Run:
                 for batch, logprobs in zip(everything, self.trainer.logprobs(everything) or [], strict=False):
                     batch.ref_logprobs = logprobs
 
-    def evaluate(self, step: int) -> dict[str, float]:
+    def evaluate(self, step: int) -> dict[str, float | None]:
         """avg@k on the held-out problems."""
         if not self.held_out:
             return {}
@@ -290,7 +300,8 @@ class Run:
                                     self.config.eval.temperature, finish=len(ids))
             self.engine.sleep()
             rollouts = self.grades(ids, groups)
-        return average_at_k(rollouts.problems, rollouts.graded)
+        return {**average_at_k(rollouts.problems, rollouts.graded, self.files),
+                "time/evaluation": self.monitor.spent("evaluation")}
 
     def store(self, rows: list[RolloutRow], samples: list[Sample], graded: list[Graded]) -> None:
         """Write logging.responses of the step's responses to RUN/samples."""
@@ -349,7 +360,8 @@ class Run:
         if self.rank == 0:
             begun = {i: {j: s.state() for j, s in group.items()} for i, group in self.begun.items()}
             state = self.curriculum.state_dict() | {"responses": begun}
-        self.checkpoints.save(step, self.trainer, state)
+        with self.monitor.phase("checkpoint"):
+            self.checkpoints.save(step, self.trainer, state)
 
     def close(self) -> None:
         if self.leads:

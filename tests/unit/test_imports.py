@@ -123,7 +123,7 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.commands": {"srpo.cli"},
     "srpo.doctor": {"srpo.commands"},
     "srpo.train": {"srpo.commands"},
-    "srpo.metrics": {"srpo.train", "srpo.warm_start", "srpo.evaluate"},
+    "srpo.metrics": {"srpo.train", "srpo.warm_start"},
     "srpo.preflight": {"srpo.train"},
     "srpo.stragglers": {"srpo.train"},
     "srpo.watchdog": {"srpo.train"},
@@ -134,11 +134,11 @@ MAY_IMPORT = {  # who may import these, beside their own package
     "srpo.evaluation": {"srpo.commands"},
     "srpo.prepare": {"srpo.commands", "srpo.evaluation"},
     "srpo.rollout": {"srpo.train", "srpo.evaluation", "srpo.prepare"},
-    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluate", "srpo.evaluation", "srpo.statistics",
+    "srpo.rewards": {"srpo.train", "srpo.groups", "srpo.evaluation", "srpo.statistics",
                      "srpo.prepare", "srpo.analysis"},
     "srpo.sandbox": {"srpo.rewards", "srpo.prepare"},
     "srpo.control": {"srpo.train", "srpo.progress", "srpo.plan", "srpo.forecast", "srpo.history", "srpo.report"},
-    "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.evaluate", "srpo.rollout", "srpo.doctor"},
+    "srpo.megatron": {"srpo.train", "srpo.warm_start", "srpo.rollout", "srpo.doctor"},
 }
 
 

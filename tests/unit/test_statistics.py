@@ -12,7 +12,7 @@ from srpo.config import Algorithm
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards.compose import Graded
-from srpo.statistics import Update, advantages, by_prompt, check_canary, step_metrics, update_statistics
+from srpo.statistics import Update, advantages, average_at_k, by_prompt, check_canary, step_metrics, update_statistics
 
 TIMES = {"time/rollout": 2.0, "time/reward": 1.0, "time/update": 4.0, "time/sync": 0.0, "time/step": 7.0}
 
@@ -114,5 +114,25 @@ def test_step_metrics():
     assert (got["length/mean"], got["length/math"], got["length/code"]) == (2.5, 1.5, 3.5)
     assert (got["groups/zero_advantage"], got["groups/all_correct"], got["groups/all_wrong"]) == (0.5, 0.5, 0.5)
     assert got["rollout/tokens_per_s"] == 5.0 and got["train/tokens_per_s"] == 4.0 and got["rollout/truncated"] == 0.25
+    assert got["reward/std"] == pytest.approx(0.025), "0 in the first group, 0.05 in the second"
     only = step_metrics(problems[:1], made[:2], graded[:2], advantage[:2], total, TIMES)
     assert "reward/code" not in only and "accuracy/code" not in only
+
+
+def test_parts_of_the_reward():
+    made = [Sample(np.array([1]), np.array([2])) for _ in range(4)]
+    parts = [{"accuracy": 1.0, "format": 0.1}, {"accuracy": 0.0, "format": 0.1, "mine:bonus": 2.0}, {}, {}]
+    graded = [Graded(0.0, sum(p.values()), p, "", failed=not p) for p in parts]
+    got = step_metrics([Problem("m", "math", "?", answer="1")], made, graded, [0.0] * 4, Update(tokens=1), TIMES)
+    assert {k: v for k, v in got.items() if "parts" in k} == pytest.approx({
+        "reward/parts/accuracy": 0.25, "reward/parts/format": 0.05, "reward/parts/mine:bonus": 0.5})
+
+
+def test_average_at_k_by_domain_and_by_file():
+    problems = [Problem("a", "math", "?", answer="1"), Problem("b", "math", "?", answer="1"),
+                Problem("c", "code", "?", tests={})]
+    graded = [Graded(c, 0.0, {}, "", failed=False) for c in (1.0, 0.0, 1.0, 1.0, 0.0, 0.0)]
+    assert average_at_k(problems, graded, dict.fromkeys("abc", "all.jsonl")) == {"eval/math": 0.75, "eval/code": 0.0}
+    files = {"a": "aime.jsonl", "b": "math500.jsonl", "c": "math500.jsonl"}
+    assert average_at_k(problems, graded, files) == {
+        "eval/math": 0.75, "eval/code": 0.0, "eval/aime.jsonl": 0.5, "eval/math500.jsonl": 0.5}
