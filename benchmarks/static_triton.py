@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from srpo_kernels import triton_advantage, triton_ops, triton_rows
+from srpo_kernels import tiles, triton_advantage, triton_ops, triton_rows
 from triton.backends.compiler import GPUTarget
 
-# H100 SXM.
-PROCESSORS, L2_BYTES, WARPS, REGISTERS, SHARED = 132, 50 * 2**20, 64, 65536, 227 * 2**10
+H100 = tiles.Device(processors=132, l2_bytes=50 * 2**20, capability=(9, 0))  # SXM
+WARPS, REGISTERS, SHARED = 64, 65536, 227 * 2**10  # of a multiprocessor
 VOCABULARIES = (152064, 151936)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -34,21 +34,21 @@ class Kernel(NamedTuple):
     """A kernel over rows as the launchers in triton_ops.py call it."""
 
     name: str
-    tile: triton_ops.Tile
+    tile: tiles.Tile
     structure: dict[str, Any] = {}
     absent: tuple[str, ...] = ()
 
 
 LOSS = {"CISPO": False, "KL": 3, "NEEDS_GRAD": True}
 KERNELS = {
-    "statistics": Kernel("statistics_kernel", triton_ops.STREAM),
-    "statistics gradient": Kernel("statistics_gradient_kernel", triton_ops.STREAM),
-    "policy loss": Kernel("policy_loss_kernel", triton_ops.POLICY, LOSS),
-    "policy loss, bare": Kernel("policy_loss_kernel", triton_ops.POLICY, LOSS,
+    "statistics": Kernel("statistics_kernel", H100.tiles.statistics),
+    "statistics gradient": Kernel("statistics_gradient_kernel", H100.tiles.gradient),
+    "policy loss": Kernel("policy_loss_kernel", H100.tiles.loss, LOSS),
+    "policy loss, bare": Kernel("policy_loss_kernel", H100.tiles.loss, LOSS,
                                 ("old_logprobs", "ref_logprobs", "rollout_logprobs")),
-    "policy loss, small V": Kernel("policy_loss_kernel", triton_ops.POLICY_SMALL, LOSS),
-    "policy loss, forward": Kernel("policy_loss_kernel", triton_ops.STREAM, {**LOSS, "NEEDS_GRAD": False}),
-    "scale rows": Kernel("scale_kernel", triton_ops.STREAM),
+    "policy loss, small V": Kernel("policy_loss_kernel", H100.tiles.loss_small, LOSS),
+    "policy loss, forward": Kernel("policy_loss_kernel", H100.tiles.loss_forward, {**LOSS, "NEEDS_GRAD": False}),
+    "scale rows": Kernel("scale_kernel", H100.tiles.scale),
 }
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 SIZES = ("width", "stride", "out_stride", "scale_stride")  # multiples of 16 with both vocabularies
@@ -99,10 +99,10 @@ def report(kernel: Kernel, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def report_advantage() -> dict[str, Any]:
-    constants = {"STD": True, "UNBIASED": 0, "BLOCK": triton_advantage.BLOCK}
-    compiled = compile_kernel(triton_advantage.group_advantage_kernel, "fp32", constants,
-                              num_warps=triton_advantage.BLOCK // 32)
-    return {**_resources(compiled, _code(compiled)), "warps": triton_advantage.BLOCK // 32}
+    threads = H100.tiles.advantage.threads
+    compiled = compile_kernel(triton_advantage.group_advantage_kernel, "fp32",
+                              {"STD": True, "UNBIASED": 0, "BLOCK": threads}, num_warps=threads // 32)
+    return {**_resources(compiled, _code(compiled)), "warps": threads // 32}
 
 
 def accesses(ptx: str) -> dict[str, int]:
@@ -226,9 +226,9 @@ def live_rows() -> list[dict[str, Any]]:
     for vocabulary in (*VOCABULARIES, 128256, 49152):
         for name, dtype in DTYPES.items():
             row = vocabulary * dtype.itemsize
-            live = triton_ops.policy_tile(PROCESSORS, L2_BYTES, row).programs * PROCESSORS
+            live = H100.loss_tile(row).programs * H100.processors
             results.append({"vocabulary": vocabulary, "dtype": name, "rows": live,
-                            "mib": round(live * row / 2**20, 1), "l2_share": round(live * row / L2_BYTES, 2)})
+                            "mib": round(live * row / 2**20, 1), "l2_share": round(live * row / H100.l2_bytes, 2)})
     return results
 
 

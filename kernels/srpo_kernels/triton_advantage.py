@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 128
+from srpo_kernels.tiles import device
 
 
 @triton.jit
@@ -78,10 +78,11 @@ def group_advantage(
     counts = torch.zeros(2, dtype=torch.int64, device=x.device)
     groups = len(offsets) - 1
     if groups > 0:
+        threads = device(x.device).tiles.advantage.threads
         # A kernel takes Python's floats as float32: what that rounds off eps goes apart.
         rounded = struct.unpack("f", struct.pack("f", eps))[0]
         with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
             group_advantage_kernel[(groups,)](
                 x, flags, offsets, advantages, counts, rounded, eps - rounded, STD=scale_std, UNBIASED=int(unbiased),
-                BLOCK=BLOCK, num_warps=BLOCK // 32, enable_fp_fusion=True)
+                BLOCK=threads, num_warps=threads // 32, enable_fp_fusion=True)
     return advantages, counts

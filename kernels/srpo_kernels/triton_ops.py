@@ -6,9 +6,8 @@ For CUDA tensors; for CPU tensors where Triton is imported under TRITON_INTERPRE
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -16,52 +15,15 @@ from torch import Tensor
 
 from srpo_kernels import triton_rows
 from srpo_kernels.ops import DTYPES, SCHEMAS, register
+from srpo_kernels.tiles import Tile, device
 
 INTERPRETED = not isinstance(triton_rows.statistics_kernel, triton.runtime.JITFunction)
-
-# Of the L2 cache, for rows that the policy loss will read again; the rest is for what it writes.
-L2_SHARE = 0.75
-
-
-class Tile(NamedTuple):
-    """How a kernel takes a row: tiles [k, 32 * warps, VEC], by so many programs a multiprocessor."""
-
-    k: int
-    warps: int
-    programs: int
-
-    def options(self, dtype: torch.dtype) -> dict[str, Any]:
-        # The registers that let all the programs be resident; ptxas may otherwise aim for fewer, and spill.
-        registers = 65536 // (self.programs * self.warps * 32)
-        return {"K": self.k, "LANES": 32 * self.warps, "VEC": 16 // dtype.itemsize, "num_warps": self.warps,
-                "maxnreg": registers, "enable_fp_fusion": True}
-
-
-# Sweeps that read each logit once.
-STREAM = Tile(k=2, warps=8, programs=4)
-# The policy loss with its gradient, which needs its rows to stay in the L2 cache. One program a multiprocessor covers
-# the latency of its loads with more warps; two, where the cache has room for their rows, also that of a row's ends.
-POLICY = Tile(k=4, warps=16, programs=1)
-POLICY_SMALL = Tile(k=4, warps=8, programs=2)
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> tuple[int, int]:
-    """How many, and the bytes of L2 cache. Small numbers for the interpreter, so that rows outnumber programs."""
-    if device.type != "cuda":
-        return 1, 2**20
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, properties.L2_cache_size
-
-
-def policy_tile(processors: int, l2_bytes: int, row_bytes: int) -> Tile:
-    return POLICY_SMALL if POLICY_SMALL.programs * processors * row_bytes <= L2_SHARE * l2_bytes else POLICY
 
 
 def _launch(kernel: Any, tile: Tile, logits: Tensor, *arguments: Any, **structure: Any) -> None:
     if len(logits) == 0:
         return
-    programs = tile.programs * _multiprocessors(logits.device)[0]
+    programs = tile.programs * device(logits.device).processors
     with torch.cuda.device(logits.device) if logits.is_cuda else contextlib.nullcontext():
         kernel[(min(len(logits), programs),)](*arguments, **structure, **tile.options(logits.dtype))
 
@@ -111,8 +73,8 @@ def logprob_statistics(
     _check(logits, tokens, temperature, columns)
     x = _unit_columns(logits)
     statistics = torch.empty((len(x), 4), dtype=torch.float32, device=x.device)
-    _launch(triton_rows.statistics_kernel, STREAM, x, x, tokens.contiguous(), statistics, len(x), x.shape[1], columns,
-            x.stride(0), _scale(temperature))
+    _launch(triton_rows.statistics_kernel, device(x.device).tiles.statistics, x, x, tokens.contiguous(), statistics,
+            len(x), x.shape[1], columns, x.stride(0), _scale(temperature))
     return statistics
 
 
@@ -122,9 +84,9 @@ def _statistics_gradient(
     for name, values in (("grad", grad), ("statistics", statistics)):
         if values.shape != (len(logits), 4) or values.dtype != torch.float32:
             raise ValueError(f"{name} must be [{len(logits)}, 4] float32, got {list(values.shape)} {values.dtype}")
-    _launch(triton_rows.statistics_gradient_kernel, STREAM, logits, grad.contiguous(), statistics.contiguous(), logits,
-            tokens.contiguous(), out, len(logits), logits.shape[1], columns, logits.stride(0), out.stride(0),
-            _scale(temperature), temperature)
+    _launch(triton_rows.statistics_gradient_kernel, device(logits.device).tiles.gradient, logits, grad.contiguous(),
+            statistics.contiguous(), logits, tokens.contiguous(), out, len(logits), logits.shape[1], columns,
+            logits.stride(0), out.stride(0), _scale(temperature), temperature)
 
 
 def logprob_statistics_backward(
@@ -165,8 +127,8 @@ def _policy_loss(
     loss = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     rows = torch.empty((len(logits), 5), dtype=torch.float32, device=logits.device)
     target = logits if out is None else out
-    row_bytes = logits.shape[1] * logits.element_size()
-    tile = STREAM if out is None else policy_tile(*_multiprocessors(logits.device), row_bytes)
+    here = device(logits.device)
+    tile = here.tiles.loss_forward if out is None else here.loss_tile(logits.shape[1] * logits.element_size())
     _launch(triton_rows.policy_loss_kernel, tile, logits, logits, tokens.contiguous(),
             *[None if values is None else values.contiguous() for values in per_row.values()], loss, rows, target,
             len(logits), logits.shape[1], columns, logits.stride(0), target.stride(0), _scale(temperature), temperature,
@@ -199,8 +161,8 @@ def scale_rows_(matrix: Tensor, scale: Tensor) -> None:
         raise ValueError(f"matrix must have unit column stride, got strides {matrix.stride()}")
     if scale.shape != matrix.shape[:1] or scale.dtype != torch.float32:
         raise ValueError(f"scale must be [{len(matrix)}] float32, got {list(scale.shape)} {scale.dtype}")
-    _launch(triton_rows.scale_kernel, STREAM, matrix, matrix, scale, len(matrix), matrix.shape[1], matrix.stride(0),
-            scale.stride(0))
+    _launch(triton_rows.scale_kernel, device(matrix.device).tiles.scale, matrix, matrix, scale, len(matrix),
+            matrix.shape[1], matrix.stride(0), scale.stride(0))
     _changed(matrix)
 
 

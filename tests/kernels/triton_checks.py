@@ -12,7 +12,15 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from srpo_kernels import PolicyLossConfig, group_advantage, statistics, token_logprobs, triton_advantage, triton_ops
+from srpo_kernels import (
+    PolicyLossConfig,
+    group_advantage,
+    statistics,
+    tiles,
+    token_logprobs,
+    triton_advantage,
+    triton_ops,
+)
 from srpo_kernels import policy_loss as public_policy_loss
 from torch import Tensor
 
@@ -21,11 +29,13 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Of a value stored in a type, relative to the largest of its row: to nearest, but Triton's interpreter truncates bf16.
 ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-7 if triton_ops.INTERPRETED else 2**-8, torch.float16: 2**-10}
 EXACT = {"rtol": 0, "atol": 0, "equal_nan": True}
+HERE = torch.zeros(0, device=DEVICE).device
+CAPABILITY, TILES = tiles.device(HERE).capability, tiles.device(HERE).tiles
 ops = torch.ops.srpo_triton
 every_type = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-def tile(dtype: torch.dtype, of: triton_ops.Tile = triton_ops.POLICY) -> int:
+def tile(dtype: torch.dtype, of: tiles.Tile = TILES.loss) -> int:
     return of.k * 32 * of.warps * 16 // dtype.itemsize
 
 
@@ -68,7 +78,7 @@ def test_statistics(dtype: torch.dtype, width: int) -> None:
 @every_type
 @pytest.mark.parametrize("beyond", [-1, 0, 1, 16])
 def test_statistics_around_tiles(dtype: torch.dtype, beyond: int) -> None:
-    width = 2 * tile(dtype, triton_ops.STREAM) + beyond
+    width = 2 * tile(dtype, TILES.statistics) + beyond
     check_statistics(*make(2, width, dtype), temperature=0.7, columns=width - 3)
 
 
@@ -155,12 +165,14 @@ def test_policy_loss(dtype: torch.dtype, width: int) -> None:
 
 
 @every_type
-@pytest.mark.parametrize("kind", ["POLICY", "POLICY_SMALL"])
+@pytest.mark.parametrize("kind", ["loss", "loss_small"])
 @pytest.mark.parametrize("beyond", [-1, 0, 1])
 def test_policy_loss_around_tiles(dtype: torch.dtype, kind: str, beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both tiles, chosen by the vocabulary's size against the L2 cache, and a row of several of them."""
-    of_kind = getattr(triton_ops, kind)
-    monkeypatch.setattr(triton_ops, "policy_tile", lambda *_: of_kind)
+    share = tiles.Share(0.0 if kind == "loss" else math.inf, "")
+    monkeypatch.setitem(tiles.TABLE, CAPABILITY, TILES._replace(l2_share=share))
+    of_kind = getattr(TILES, kind)
+    assert tiles.device(HERE).loss_tile(2**20) == of_kind
     width = 2 * tile(dtype, of_kind) + beyond
     logits, tokens = make(2, width, dtype)
     of = options(width, entropy_coef=0.05)
