@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from srpo import yaml12
 from srpo.errors import UserError
 
+Style = Literal["think_answer", "boxed"]
+
 
 class Section(BaseModel):
     """Base of all sections: exact types, no unknown keys, immutable once loaded."""
@@ -197,8 +199,10 @@ class Reward(Section):
     """Weight of a correct answer."""
     format: float = 0.1
     """Weight of a well-formed response."""
-    style: Literal["think_answer", "boxed"] = "think_answer"
-    """What well-formed means: <think>..</think><answer>..</answer>, or a last \\boxed{}."""
+    style: Style | None = None
+    """What well-formed means: <think>..</think><answer>..</answer>, or a last \\boxed{}. With think_answer the prompt
+    is taken to end with <think>, and no answer counts before </think>. Unset: boxed with data.template: chat, else
+    think_answer."""
     strict: bool = True
     """Each tag once and nothing around them, or one box alone; otherwise an answer after the thinking is enough."""
     language: float = Field(0.0, ge=0)
@@ -334,6 +338,11 @@ class Config(Section):
     def rollout_ranks(self) -> int:
         """Ranks of one vLLM replica."""
         return self.rollout_tensor * self.rollout.pipeline
+
+
+def answer_style(style: Style | None, template: str) -> Style:
+    """reward.style, also when it is left to the template."""
+    return style or ("boxed" if template == "chat" else "think_answer")
 
 
 # -- loading --------------------------------------------------------------------------------------------------------

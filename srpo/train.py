@@ -35,6 +35,7 @@ from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_device, init_distributed
 from srpo.metrics import Monitor
 from srpo.rewards.compose import Graded, Graders, Response, check_problems
+from srpo.rewards.format import unanswered
 from srpo.statistics import (
     Update,
     advantages,
@@ -87,7 +88,9 @@ class Run:
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.leads = self.rank % config.rollout_ranks == 0
         if self.leads:
-            self.graders = Graders(config.reward, config.rollout.max_response_tokens, _workers(config))
+            style = configuration.answer_style(config.reward.style, config.data.template)
+            self.graders = Graders(config.reward.model_copy(update={"style": style}),
+                                   config.rollout.max_response_tokens, _workers(config))
         if self.rank == 0:
             self.ledger = Ledger(self.folder / "ledger.sqlite")
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
@@ -99,6 +102,7 @@ class Run:
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()
         self.reports = self.trainer.is_last_stage and self.rank % config.parallel.tensor == 0
+        self.warned = False
         self.begun: dict[str, Group] = {}  # what the last step left of groups that the next goes on with
         self.step_done = self._restore()
         if self.rank == 0:
@@ -196,6 +200,9 @@ class Run:
         """On rank 0: write the rollouts to the ledger; which of their groups the update uses."""
         rows = _rows(plan, rollouts)
         chosen = self.curriculum.record(plan, rows)
+        if not self.warned and not any(g.answered for g in rollouts.graded):
+            log.warning("step %d: %s", plan.step, unanswered(self.config))
+            self.warned = True
         self.store(rows, rollouts.samples, rollouts.graded)
         return chosen
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo.config import Config, Reward
+from srpo.config import Config, Reward, Style, answer_style
 from srpo.errors import UserError
 from srpo.evaluation.metrics import MAX_SAMPLES
 from srpo.files import write_json
@@ -27,7 +27,7 @@ class Settings:
     max_tokens: int
     seed: int
     template: str
-    style: str
+    style: Style
     chunk: int
     tensor: int
     dtype: str
@@ -61,9 +61,8 @@ def settle(given: dict[str, Any], config: Config | None) -> Settings:
         if "samples" not in chosen and chosen.get("temperature", defaults["temperature"]) == 0:
             defaults["samples"] = 1
     merged = defaults | chosen
-    if config and "template" not in chosen:
-        merged.setdefault("style", config.reward.style)
-    merged.setdefault("style", "think_answer" if merged["template"] == "srpo" else "boxed")
+    kept = config if "template" not in chosen else None  # what a run says of its responses goes with its template
+    merged.setdefault("style", answer_style(kept.reward.style if kept else None, merged["template"]))
     merged.setdefault("chunk", max(1, BATCH // max(1, merged["samples"])))
     return Settings(**merged)
 
@@ -71,7 +70,7 @@ def settle(given: dict[str, Any], config: Config | None) -> Settings:
 def reward(settings: Settings, config: Config | None, allow_unsafe_sandbox: bool) -> Reward:
     """What the graders are told: the correctness of training and nothing else."""
     base = config.reward if config else Reward()
-    return Reward(format=0.0, style=settings.style, timeout=base.timeout,  # type: ignore[arg-type]
+    return Reward(format=0.0, style=settings.style, timeout=base.timeout,
                   allow_unsafe_sandbox=allow_unsafe_sandbox or base.allow_unsafe_sandbox)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from srpo.config import Reward
+from srpo.config import Reward, answer_style
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards.compose import Graders, Response
@@ -47,8 +47,7 @@ class Meter:
 
         self._settings = settings
         self._sampler = Sampler(settings.model, settings.template, settings.max_tokens, dtype=settings.dtype)
-        # Only the srpo prompt opens a <think> that the answer must come after.
-        reward = Reward(format=0.0, style="think_answer" if settings.template == "srpo" else "boxed",
+        reward = Reward(format=0.0, style=answer_style(None, settings.template),
                         allow_unsafe_sandbox=settings.allow_unsafe_sandbox)
         self._graders = Graders(reward, settings.max_tokens, workers)
 

@@ -37,13 +37,15 @@ class Response:
 
 @dataclass(frozen=True)
 class Graded:
-    """`correct` in [0, 1]; `parts` are weighted and add up to `reward`; `failed`: it could not be graded."""
+    """`correct` in [0, 1]; `parts` are weighted and add up to `reward`; `failed`: it could not be graded; `answered`:
+    there was an answer or program to judge."""
 
     correct: float
     reward: float
     parts: dict[str, float]
     reason: str
     failed: bool
+    answered: bool = True
 
 
 def check_problems(problems: Iterable[Problem]) -> None:
@@ -144,4 +146,5 @@ def _failed(failures: list[tuple[str, str]]) -> Graded:
 
 
 def _graded(answer: dict[str, Any]) -> Graded:
-    return Graded(answer["correct"], sum(answer["parts"].values()), answer["parts"], answer["reason"], failed=False)
+    return Graded(answer["correct"], sum(answer["parts"].values()), answer["parts"], answer["reason"], failed=False,
+                  answered=answer["extracted"] is not None)

@@ -96,6 +96,7 @@ def load_functions(reward: Reward) -> Custom:
 
 def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
     """Correctness and the built-in terms, weighted. Raises UserError for an unusable reference answer or test."""
+    assert reward.style, "config.answer_style gives it"
     if reward.style == "think_answer" and "<think>" not in text:
         text = "<think>" + text                               # the prompt ended with it
     try:

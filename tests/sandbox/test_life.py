@@ -197,7 +197,7 @@ from srpo.rewards.compose import Graders, Response
 tests = {"kind": "assert", "entry_point": "f", "code": "assert f(1) == 2"}
 problem = Problem(id="1", domain="code", prompt="", answer=None, tests=tests, response=None)
 for allowed in (True, False):
-    graders = Graders(Reward(allow_unsafe_sandbox=allowed), 100, 1)
+    graders = Graders(Reward(style="think_answer", allow_unsafe_sandbox=allowed), 100, 1)
     print(graders.grade([Response(problem, "</think>\\n```python\\ndef f(x): return 2\\n```", 5, False)])[0].correct)
 """
 

@@ -16,15 +16,18 @@ import pytest
 import torch.distributed as dist
 
 from srpo.commands import eval as command_line
+from srpo.config import Config, answer_style
 from srpo.data import toy
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.evaluation import command
 from srpo.evaluation.command import evaluate
 from srpo.evaluation.report import Scored, figures
+from srpo.evaluation.settings import settle
 
 Answer = Callable[[Problem, int], str]
 SUMS = [{"id": f"m{i}", "domain": "math", "prompt": f"{i}+1", "answer": str(i + 1)} for i in range(5)]
+PLAIN = ("--template", "plain", "--style", "boxed", "--max-tokens", "99")
 HALF = {"id": "h", "domain": "math", "prompt": "1/2", "answer": "1/2"}
 
 
@@ -79,7 +82,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         file.write_text("".join(json.dumps(row) + "\n" for row in rows or SUMS))
         if dist.is_initialized():  # of an earlier call that sampled
             dist.destroy_process_group()
-        given = () if target != model else ("--template", "plain", "--max-tokens", "99")  # the last one counts
+        given = () if target != model else PLAIN  # the last one counts
         return evaluate(arguments(target, "--data", file, "--out", tmp_path / out, "--workers", 1, *given, *options))
 
     return run
@@ -212,7 +215,7 @@ def test_other_problems_or_weights_are_another_evaluation(run, tmp_path: Path, m
         run(boxed("1"), "--samples", "1", rows=[HALF])
     toy.write_model(tmp_path / "other", seed=2)
     with pytest.raises(UserError, match=r"was begun with model = \w{12}, now model = \w{12};"):
-        run(boxed("1"), "--samples", "1", "--template", "plain", "--max-tokens", "99", target=tmp_path / "other")
+        run(boxed("1"), "--samples", "1", *PLAIN, target=tmp_path / "other")
 
 
 def test_a_damaged_file_is_named_and_can_be_made_again(run, tmp_path: Path):
@@ -261,6 +264,19 @@ def test_a_finished_run_brings_its_settings(run, tmp_path: Path, model: Path):
         3, 0.7, 50, "plain", "think_answer")
     assert summary["data"]["set"]["no_answer"] == 1.0  # the box is inside the thinking
     assert says.given["args"] == (str(folder / "hf"), "plain", 50) and says.given["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(("template", "style"), [
+    ("chat", "boxed"), ("srpo", "think_answer"), ("plain", "think_answer")])
+def test_an_answer_style_that_is_left_open_is_that_of_training(template: str, style: str):
+    sections = {"run": "r", "model": {"path": "m"}, "data": {"train": ["t"], "template": template},
+                "stages": [{"name": "a", "domains": ["math"], "until": "steps", "steps": 1}]}
+    config = Config.model_validate(sections)
+    assert answer_style(config.reward.style, template) == settle({}, config).style == style
+    assert settle({"template": template}, None).style == settle({"template": template}, config).style == style
+    boxed = Config.model_validate({**sections, "reward": {"style": "boxed"}})
+    assert answer_style(boxed.reward.style, template) == settle({}, boxed).style == "boxed"
+    assert settle({"template": template}, boxed).style == style  # the run's was for its own template
 
 
 def test_a_run_that_goes_on_is_exported_once(run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):

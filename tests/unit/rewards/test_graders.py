@@ -40,7 +40,7 @@ def graders(users_module):
     made = []
 
     def make(workers=1, **reward):
-        made.append(Graders(Reward(**reward), 100, workers))
+        made.append(Graders(Reward(**{"style": "think_answer"} | reward), 100, workers))
         return made[-1]
 
     yield make
@@ -124,6 +124,14 @@ def test_code_may_be_scored_by_the_fraction_of_its_cases(graders):
     for fraction, correct in ((True, 0.75), (False, 0.0)):
         out, = graders(fraction=fraction).grade([response(text, problem)])
         assert (out.correct, out.parts["accuracy"], out.reason) == (correct, correct, "case 0: wrong answer")
+
+
+def test_a_style_that_does_not_fit_the_responses_shows_in_every_grade(graders):
+    """What a run warns of when it is so in a whole step."""
+    texts = ["7*8 = 56. The answer is \\boxed{56}.", "<answer>56</answer>"]
+    responses = [response(text, math(answer="56")) for text in texts]
+    assert [(g.answered, g.correct) for g in graders(style="think_answer").grade(responses)] == [(False, 0.0)] * 2
+    assert [(g.answered, g.correct) for g in graders(style="boxed").grade(responses)] == [(True, 1.0)] * 2
 
 
 def test_an_answer_given_while_thinking_does_not_count_in_the_think_style(graders):
@@ -249,7 +257,7 @@ def test_nothing_is_left_running(graders):
 
 def test_workers_end_with_a_trainer_that_was_killed(tmp_path):
     code = ("import os, signal, time\nfrom srpo.config import Reward\nfrom srpo.rewards import Graders\n"
-            "g = Graders(Reward(), 100, 2)\n"
+            "g = Graders(Reward(style='think_answer'), 100, 2)\n"
             f"open({str(tmp_path / 'pids')!r}, 'w').write(' '.join(str(w.process.pid) for w in g._pool._workers))\n"
             "os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
