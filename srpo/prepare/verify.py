@@ -1,7 +1,7 @@
 """Does the ground truth hold? Maths answers against the grader and the worked solution, programs against their tests.
 
-As a program, `python -m srpo.prepare.verify FD SETTINGS`, it is the killable process in which srpo.rewards.pool
-compares answers: computer algebra has no deadline of its own.
+As a program, `python -m srpo.prepare.verify CHANNEL STORE SETTINGS`, it is the killable process in which
+srpo.rewards.pool compares answers: computer algebra has no deadline of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from srpo.prepare.readers import final
 from srpo.prepare.rows import Row
 from srpo.rewards import math
 from srpo.rewards.pool import Lost, Pool
+from srpo.rewards.wire import receive
 from srpo.rewards.worker import MATH_MEMORY, bounded_memory
 from srpo.sandbox import Limits, judge_many
 from srpo.sandbox.confine import die_with_parent
@@ -88,7 +89,7 @@ def main() -> None:
     channel.send_bytes(b'{"ready": true}')
     while True:
         try:
-            request = json.loads(channel.recv_bytes())
+            request = receive(channel, int(sys.argv[2]))
         except EOFError:
             return
         with bounded_memory(MATH_MEMORY):

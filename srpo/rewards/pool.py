@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from srpo.errors import UserError
+from srpo.rewards.wire import Store
 
 START_SECONDS = 120.0
 """A worker that takes longer to start is broken."""
@@ -47,7 +48,8 @@ class _Worker:
 
 
 class Pool:
-    """`workers` processes of `python -m module FD SETTINGS`, which answer JSON requests; see srpo/rewards/worker.py.
+    """`workers` processes of `python -m module CHANNEL STORE SETTINGS`, which answer requests; see srpo/rewards/wire.py
+    for how they get them, srpo/rewards/worker.py for such a module.
 
     Raises UserError with the worker's own message when it refuses its settings. Create it in a thread that lives as
     long as the pool: the kernel ends the workers with it.
@@ -55,6 +57,7 @@ class Pool:
 
     def __init__(self, module: str, settings: dict[str, Any], workers: int, timeout: float):
         self._module, self._settings, self._timeout = module, json.dumps(settings), timeout
+        self._store = Store()
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._answers: list[dict[str, Any] | Lost | None] = []
         self._workers = [self._start() for _ in range(workers)]
@@ -66,9 +69,14 @@ class Pool:
             raise
 
     def submit(self, requests: Sequence[dict[str, Any]]) -> None:
-        """Take up requests, perhaps none, and whatever the workers have answered; hand out work. Waits for nothing."""
+        """Take up requests, perhaps none, and whatever the workers have answered; hand out work. Waits for nothing.
+
+        A request is a dictionary of JSON values. One that several requests have, the same object, is written once; it
+        must not change until `collect`.
+        """
         for request in requests:
-            self._waiting.append((len(self._answers), json.dumps(request).encode()))
+            places = {name: self._store.put(value) for name, value in request.items()}
+            self._waiting.append((len(self._answers), json.dumps(places).encode()))
             self._answers.append(None)
         self._turn(patience=0)
         self._hand_out()
@@ -80,6 +88,7 @@ class Pool:
             self._turn()
             self._hand_out()
         answers, self._answers = self._answers, []
+        self._store.clear()
         return answers  # type: ignore[return-value]
 
     def map(self, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Lost]:
@@ -96,14 +105,16 @@ class Pool:
             except subprocess.TimeoutExpired:
                 self._kill(worker)
         self._workers.clear()
+        self._store.close()
 
     def _start(self) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             path = os.pathsep.join(p for p in sys.path if p)  # modules found here must be found there
+            inherited = theirs.fileno(), self._store.fileno()
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
             process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(theirs.fileno()), self._settings], pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", self._module, *map(str, inherited), self._settings], pass_fds=inherited,
                 env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)
         return _Worker(process, Connection(ours.detach()), time.monotonic() + START_SECONDS)
 

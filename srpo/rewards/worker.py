@@ -1,4 +1,4 @@
-"""A grader process: `python -m srpo.rewards.worker FD SETTINGS`, started by srpo/rewards/pool.py.
+"""A grader process: `python -m srpo.rewards.worker CHANNEL STORE SETTINGS`, started by srpo/rewards/pool.py.
 
 It reads one response at a time and answers with what each part of the reward gives it. Before a user's function runs
 it says which, so that whoever has to kill it knows what hung.
@@ -28,6 +28,7 @@ from srpo.rewards.extract import Grade
 from srpo.rewards.format import well_formed
 from srpo.rewards.language import mixing
 from srpo.rewards.length import overlong
+from srpo.rewards.wire import receive
 from srpo.sandbox import Limits, Refused, allow_unsafe
 from srpo.sandbox.confine import die_with_parent
 
@@ -43,7 +44,7 @@ def main() -> None:
     die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm's goes to every process; the rank decides when to stop
     channel = Connection(int(sys.argv[1]))
-    settings = json.loads(sys.argv[2])
+    settings = json.loads(sys.argv[3])
     reward = Reward.model_validate(settings["reward"])
     if reward.allow_unsafe_sandbox:
         allow_unsafe()
@@ -58,7 +59,7 @@ def main() -> None:
         return
     while True:
         try:
-            request = json.loads(channel.recv_bytes())
+            request = receive(channel, int(sys.argv[2]))
         except EOFError:
             return
         problem = Problem(**request["problem"])

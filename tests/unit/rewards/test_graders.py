@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,30 @@ def test_a_hung_grader_is_found_while_others_are_submitted(graders):
         time.sleep(0.01)
     g.submit({"fine": response()})
     assert {key: o.failed for key, o in g.collect().items()} == {"hung": True, "fine": False}
+
+
+def test_a_problem_is_written_once_however_many_responses_wait(graders):
+    """Two problems of 1 MB and 32 responses to each; another problem with the same id is another one."""
+    def problem(expected):
+        cases = [{"args": ["x" * 1_000_000], "expected": expected}]
+        return Problem("c", "code", "Take the first.", tests={"kind": "function", "entry_point": "f", "cases": cases})
+
+    problems = [problem("x"), problem("y")]
+    g = graders(workers=2)
+    for i in range(64):
+        g.submit({i: response("</think><answer>def f(s): return s[0]</answer>", problems[i % 2])})
+    assert os.fstat(g._pool._store.fileno()).st_size < 2_100_000
+    assert [o.correct for o in g.collect().values()] == [1.0, 0.0] * 32
+    assert os.fstat(g._pool._store.fileno()).st_size == 0
+
+
+def test_a_worker_that_does_not_read_keeps_nobody_waiting(graders):
+    """The response is more than a socket holds, and is lost to the deadline like any other."""
+    g = graders(workers=1, timeout=1.0)
+    os.kill(g._pool._workers[0].process.pid, signal.SIGSTOP)
+    g.submit({"stopped": response("x" * 5_000_000), "fine": response()})
+    assert {key: o.reason for key, o in g.collect().items()} == {
+        "stopped": "math: no answer within 1 s", "fine": "correct"}
 
 
 def test_maths_and_code_together_and_an_endless_program_is_merely_wrong(graders):
