@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a run that resumes, finds them whole or not at all."""
+"""Writing files so that a reader, or a run that resumes, finds them whole or not at all, also after a power cut."""
 
 from __future__ import annotations
 
@@ -26,11 +26,26 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """What is written to the path that this gives stands at `path` afterwards."""
-    part = path.with_suffix(".part")
+    """What is written to the path that this gives stands at `path` afterwards, and is on the disk: a crash before that
+    leaves what stood there, and perhaps a file *.part. Raises UserError where it cannot be written."""
+    part = path.with_name(f"{path.name}.part")
     with writing(path):
-        yield part
-        os.replace(part, path)
+        try:
+            yield part
+            sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a directory's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The run folder: one launch at a time, the resolved configuration in it, and what is written reaching the disk."""
+"""The run folder: one launch at a time, and the resolved configuration in it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import IO
 
 from srpo.config import Config, dump
 from srpo.errors import UserError
+from srpo.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +56,4 @@ def record(file: Path, config: Config) -> None:
     if file.exists() and (old := file.read_text()) != text:
         changed = set(text.splitlines()) - set(old.splitlines())
         log.warning("%s changed since the run began: %s", file, "; ".join(sorted(line.strip() for line in changed)))
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.replace(file)
-
-
-def sync(path: Path) -> None:
-    """Have a file's content, or a directory's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_text(file, text)

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from srpo import comm
 from srpo.config import Config
 from srpo.errors import UserError
-from srpo.folder import sync
+from srpo.files import write_text
 from srpo.terminal import Terminal
 
 log = logging.getLogger(__name__)
@@ -152,14 +152,7 @@ class Monitor:
         self._step = max(step, 0)
         if not self._writes or not self._path.exists():
             return
-        kept = [line for line, values in _lines(self._path) if values["step"] <= step]
-        new = self._path.with_suffix(".new")
-        with new.open("w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self._path)
-        sync(self._run_dir)
+        write_text(self._path, "".join(line for line, values in _lines(self._path) if values["step"] <= step))
         self._before = _first_evaluation(self._path)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srpo.errors import UserError
-from srpo.files import write_table, writing
+from srpo.files import sync, write_table, writing
 
 COLUMNS = pa.schema([
     ("step", pa.int32()), ("epoch", pa.int32()), ("stage", pa.string()), ("prompt_id", pa.string()),
@@ -60,10 +60,13 @@ def draw(responses: int, count: int, seed: int, step: int) -> list[int]:
 
 
 def write(run: Path, step: int, rows: Sequence[StoredResponse]) -> None:
-    """Raises UserError where the file cannot be written."""
+    """The file is on the disk when this returns, before a checkpoint counts on it: a crash loses the one that is being
+    written, of a step that the run repeats. Raises UserError where it cannot be written."""
     path = _path(run, step)
     with writing(path):
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir()
+            sync(run)
     columns = [asdict(row) | {"parts": json.dumps(row.parts)} for row in rows]
     write_table(path, pa.Table.from_pylist(columns, COLUMNS))
 

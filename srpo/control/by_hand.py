@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo.errors import UserError
-from srpo.files import replacing, write_json, writing
-from srpo.folder import sync
+from srpo.files import write_json, write_text, writing
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +55,7 @@ class ByHand:
     def _keep(self, taken: dict[str, Any]) -> None:
         """On the disk before anything follows from it."""
         self._taken_up.append(taken)
-        file = _taken_up(self._run)
-        with replacing(file) as part:
-            part.write_text("".join(json.dumps(t) + "\n" for t in self._taken_up), encoding="utf-8")
-            sync(part)
-        with writing(file):
-            sync(self._run)
+        write_text(_taken_up(self._run), "".join(json.dumps(t) + "\n" for t in self._taken_up))
 
 
 def ask(run: Path, stage: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow.parquet
 from srpo.control.ledger import START
 from srpo.control.views import VIEWS
 from srpo.errors import UserError
-from srpo.files import writing
+from srpo.files import replacing, writing
 from srpo.history.tables import Only
 
 BATCH = 1 << 16
@@ -48,15 +47,10 @@ def export_one(db: sqlite3.Connection, name: str, file: Path, only: Only) -> int
             raise UserError(f"--{column} {value}: {name} has no column {column}; export it whole")
     order = "ORDER BY rowid" if name in START else ""
     rows = db.execute(f"SELECT * FROM {name} WHERE {only.where()} {order}", only.values)
-    part = file.with_name(f"{file.name}.part")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            count = _write(rows, pa.schema(columns), part, file.suffix)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
-    return count
+    with replacing(file) as part:
+        return _write(rows, pa.schema(columns), part, file.suffix)
 
 
 def _write(rows: sqlite3.Cursor, schema: pa.Schema, part: Path, suffix: str) -> int:

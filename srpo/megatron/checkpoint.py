@@ -46,8 +46,7 @@ from srpo import checksums
 from srpo.comm import all_gather, broadcast, broken
 from srpo.config import Config, Parallel
 from srpo.errors import UserError
-from srpo.files import writing
-from srpo.folder import sync
+from srpo.files import sync, writing
 from srpo.megatron.convert import Shards
 from srpo.megatron.model import Policy, read_hf_config, transformer_config
 from srpo.megatron.step import Trainer, init_distributed
