@@ -67,6 +67,10 @@ STEPS = [
     Step("bench-linear-kinds", f"PYTHON -m benchmarks.bench_linear --filter 'masked|ragged|frozen|fp16|fp32' {BENCH}",
          limit=460),
     Step("bench-linear-memory", "PYTHON -m benchmarks.step_memory cuda 0 32768x152064x5120"),
+    # Other tiles than the ones that were just measured.
+    *(Step(f"tiles-{name}", f"PYTHON -m benchmarks.bench_tiles --filter ' ({fields}) ' --out OUT/NAME.json", limit=460)
+      for name, fields in (("statistics", "statistics|gradient"), ("loss", "loss|loss_small|l2_share"),
+                           ("rest", "loss_forward|scale|advantage"))),
 
     # The trainer.
     *(Step(name, f"{TESTS} {file}", ("module:pytest", *ENGINE), 460) for name, file in (
