@@ -295,6 +295,8 @@ class Eval(Section):
 class Checkpoint(Section):
     every: int = Field(20, ge=0)
     """Steps between checkpoints; 0: only the two that there always are, before the first step and after the last."""
+    minutes: float | None = Field(None, gt=0)
+    """Also after the step that ends this long after the last checkpoint."""
     keep: int = Field(2, ge=1)
     """Complete checkpoints kept."""
 

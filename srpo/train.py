@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -49,6 +50,8 @@ from srpo.warm_start import warm_start
 from srpo.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def train(config: Config) -> None:
@@ -105,6 +108,7 @@ class Run:
         self.warned = False
         self.begun: dict[str, Group] = {}  # what the last step left of groups that the next goes on with
         self.step_done = self._restore()
+        self.saved = time.monotonic()
         if self.rank == 0:
             folder.record(self.folder / "config.yaml", config)
 
@@ -121,7 +125,7 @@ class Run:
             if upcoming is None or _due(plan.step, self.config.eval.every):
                 metrics |= self.evaluate(plan.step)
             self.monitor.log(metrics)
-            if upcoming is None or _due(plan.step, self.config.checkpoint.every):
+            if upcoming is None or self.checkpoint_due(plan.step):
                 self.save(plan.step)
             self.checkpoints.poll()
             if upcoming and watchdog.stop_requested():
@@ -144,6 +148,7 @@ class Run:
         self.trainer.offload()  # vLLM allocates its KV cache
         self.engine = RolloutEngine(self.config, self.trainer, self.tokenizer.stop_ids)
         self.monitor.note(self.engine.weights.summary)
+        self.monitor.note(self.engine.summary)
         if self.step_done is None:
             self.monitor.log({"step": 0, **self.evaluate(0)})
             self.save(0)
@@ -189,7 +194,7 @@ class Run:
                                        plan.rounds)
         with self.monitor.phase("reward"):
             rollouts = self.grades(prompts, groups)
-            self.begun = merge(all_gather(left))
+            self.begun = merge(all_gather(self.portion(left)))
         return rollouts
 
     def refill(self, plan: StepPlan, rollouts: Rollouts) -> StepPlan | None:
@@ -229,8 +234,7 @@ class Run:
                                                    len(s.tokens), s.truncated) for key, s in finished.items()})
             if groups.enough:
                 break
-        left = groups.left(self.engine.interrupt())
-        return groups.chosen(), left if self.leads else {}
+        return groups.chosen(), groups.left(self.engine.interrupt())
 
     def grades(self, prompt_ids: list[str], groups: dict[str, list[Sample]]) -> Rollouts:
         """Wait for the grades of this vLLM replica's groups, then exchange: the problems whose groups are complete, in
@@ -239,13 +243,15 @@ class Run:
         if self.leads:
             graded = self.graders.collect()
             grades = {i: [graded[i, j] for j in range(len(group))] for i, group in groups.items()}
-        # Every rank of a replica has its groups: they share the sending, of gigabytes where responses are long.
-        place, ranks = self.rank % self.config.rollout_ranks, self.config.rollout_ranks
-        parts = all_gather((dict(islice(groups.items(), place, None, ranks)), grades))
+        parts = all_gather((self.portion(groups), grades))
         samples, grades = merge([sent for sent, _ in parts]), merge([sent for _, sent in parts])
         complete = [i for i in prompt_ids if i in grades]
         return Rollouts([self.problems[i] for i in complete], [s for i in complete for s in samples[i]],
                         [g for i in complete for g in grades[i]])
+
+    def portion(self, groups: dict[str, T]) -> dict[str, T]:
+        """This rank's part of what its whole vLLM replica has: they share the sending, gigabytes of long responses."""
+        return dict(islice(groups.items(), self.rank % self.config.rollout_ranks, None, self.config.rollout_ranks))
 
     def update(self, step: int, problems: list[Problem], samples: list[Sample], advantage: list[float]) -> Update:
         """`batch.updates` optimizer steps on the step's samples; the canary is heeded before the first.
@@ -362,7 +368,13 @@ class Run:
         self.monitor.resume(step)
         return step if saved else None
 
+    def checkpoint_due(self, step: int) -> bool:
+        every, minutes = self.config.checkpoint.every, self.config.checkpoint.minutes
+        late = minutes is not None and time.monotonic() - self.saved >= 60 * minutes
+        return broadcast(_due(step, every) or late)
+
     def save(self, step: int) -> None:
+        self.saved = time.monotonic()
         state = {}
         if self.rank == 0:
             begun = {i: {j: s.state() for j, s in group.items()} for i, group in self.begun.items()}

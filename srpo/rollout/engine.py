@@ -40,6 +40,7 @@ class RolloutEngine:
         self.on_cuda = choose_runner(config.rollout.pipeline)
         self.weights = SharedWeights(trainer)
         self.current = self.awake = True
+        self._make_room()
         self.llm = LLM(
             config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype,
             skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs", seed=config.seed,
@@ -49,6 +50,10 @@ class RolloutEngine:
             kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enable_sleep_mode=self.on_cuda,
             # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.
             gpu_memory_utilization=0.05, enforce_eager=config.rollout.eager or not self.on_cuda)
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        tokens, longest = cache.num_gpu_blocks * cache.block_size, self.llm.llm_engine.model_config.max_model_len
+        self.summary = (f"KV cache of a replica: {tokens:,} tokens, {tokens // longest:,} of the longest responses at "
+                        f"once; rollout.max_sequences is {config.rollout.max_sequences}")
         self.sleep()
 
     def generate(self, prompts: Mapping[str, list[int]], *, step: int, samples: int, temperature: float,
@@ -109,6 +114,7 @@ class RolloutEngine:
     def sync(self) -> None:
         """After an update: bring the weights up to date. Nothing moves where they are shared. Collective."""
         if self.on_cuda and not self.weights.aliased:
+            self._make_room()
             self.llm.wake_up(tags=["weights"])
         self.weights.sync()
         self.current = True
@@ -124,5 +130,11 @@ class RolloutEngine:
         if self.on_cuda and not self.awake:
             if not self.current:
                 self.sync()
+            self._make_room()
             self.llm.wake_up()
             self.awake = True
+
+    def _make_room(self) -> None:
+        """Give back what torch keeps of an update's memory: vLLM's sleeping memory is mapped beside torch's cache."""
+        if self.on_cuda:
+            torch.cuda.empty_cache()
