@@ -31,6 +31,7 @@ from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, check_disjoint, read_problems
+from srpo.errors import UserError
 from srpo.groups import Group, Groups, Rollouts, merge, quotas
 from srpo.megatron import checkpoint
 from srpo.megatron.step import Trainer, init_device, init_distributed
@@ -79,6 +80,8 @@ class Run:
         self.folder = Path(config.run)
         if self.rank == 0:
             self.lock = folder.claim(self.folder)
+            self.ledger = Ledger(self.folder / "ledger.sqlite")
+            _check_resumable(self.folder, self.ledger)
         dist.barrier()
         self.monitor = Monitor(self.folder, config, self.rank)
         self.tokenizer = Tokenizer(config.model.path, config.data.template, config.data.max_prompt_tokens)
@@ -95,7 +98,6 @@ class Run:
             self.graders = Graders(config.reward.model_copy(update={"style": style}),
                                    config.rollout.max_response_tokens, _workers(config))
         if self.rank == 0:
-            self.ledger = Ledger(self.folder / "ledger.sqlite")
             self.curriculum = Curriculum({p.id: p.domain for p in problems}, config.stages, config.resample,
                                          config.batch.prompts, config.seed, self.ledger,
                                          {p.id: p.difficulty for p in problems if p.difficulty},
@@ -152,6 +154,7 @@ class Run:
         if self.step_done is None:
             self.monitor.log({"step": 0, **self.evaluate(0)})
             self.save(0)
+            self.checkpoints.poll(blocking=True)  # no step without a checkpoint before it: see _check_resumable
 
     def next_plan(self) -> StepPlan | None:
         return broadcast(self.curriculum.next() if self.rank == 0 else None)
@@ -393,6 +396,18 @@ def export(run: Path, directory: Path) -> None:
     config = configuration.load(run / "config.yaml")
     checkpoint.export(config, run / "checkpoints", config.model.path, directory)
     dist.destroy_process_group()
+
+
+def _check_resumable(run: Path, ledger: Ledger) -> None:
+    """Raise UserError where a run has results but no checkpoint: beginning again would delete them."""
+    if checkpoint.latest(run / "checkpoints"):
+        return
+    steps = ledger.position()["steps"]
+    held = [f"{steps} steps in its ledger"] * bool(steps) + ["a finished model in hf/"] * (run / "hf").exists()
+    if held:
+        raise UserError(f"run = {str(run)!r}: holds {' and '.join(held)}, but no checkpoint to go on from, and to begin "
+                        "again would delete them; put its checkpoints/ back, or choose another run folder (or remove "
+                        "this one)")
 
 
 def _rows(plan: StepPlan, rollouts: Rollouts) -> list[RolloutRow]:

@@ -231,7 +231,7 @@ def latest(directory: str | Path) -> Path | None:
         return None
     path = Path(directory) / pointer.read_text().strip()
     if not (path / CONTROLLER).is_file():
-        raise UserError(f"{pointer}: names {path.name!r}, which is no checkpoint; name another one in it, or delete it")
+        raise UserError(f"{pointer}: names {path.name!r}, which is no checkpoint; name another one in it")
     return path
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from launches import RANK_DIES, Launch, metrics, query, survivors, trace
 from world import World
+
+from srpo.control.ledger import Ledger, RolloutRow
 
 
 def closed_epochs(run: Path) -> int:
@@ -62,6 +65,18 @@ def test_a_second_launch_of_a_running_run_is_refused(world: World) -> None:
     assert survivors(first.kill()) == []
     folder = world.folder / "twice"
     assert second.fail() == f"run = '{folder}': another launch is using it; wait for it, or choose another folder"
+
+
+def test_a_run_whose_checkpoints_are_gone_is_left_alone(world: World) -> None:
+    """The same command again would delete what it has: here the rows, which took the most time."""
+    run = world.folder / "bare"
+    run.mkdir()
+    with closing(Ledger(run / "ledger.sqlite")) as ledger:
+        ledger.append([RolloutRow(1, 1, "sums", "math-0", 0, "math", 0.0, 0.0, 7, False)])
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert "holds 1 steps in its ledger, but no checkpoint to go on from" in world.train("bare", ranks=1).fail()
+    assert query(run, "SELECT step FROM rollouts") == [(1,)] and metrics(run) == [{"step": 1}]
+    assert not (run / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from srpo import config, folder, train
+from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.schema import Problem, check_disjoint
 from srpo.errors import UserError
 
@@ -48,6 +50,25 @@ def test_a_file_is_no_run_folder(tmp_path: Path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run = '.*/run': cannot be used as a run folder: File exists"):
         folder.claim(tmp_path / "run")
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_again(tmp_path: Path):
+    """Killed before its first checkpoint it is; with steps, or a model, that would be deleted, it is not."""
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        ledger.event(0, "resample", "epoch 1: 3 of 9 prompts are left out for their measured pass rate")
+        train._check_resumable(tmp_path, ledger)
+        ledger.append([RolloutRow(1, 1, "s", "a", 0, "math", 0.0, 0.0, 7, False)])
+        with pytest.raises(UserError, match=r"run = '.*': holds 1 steps in its ledger, but no checkpoint to go on from"):
+            train._check_resumable(tmp_path, ledger)
+        (tmp_path / "hf").mkdir()
+        with pytest.raises(UserError, match=r"holds 1 steps in its ledger and a finished model in hf/, but no"):
+            train._check_resumable(tmp_path, ledger)
+        (checkpoints / "step-00000000").mkdir()
+        (checkpoints / "step-00000000" / "controller.json").touch()
+        (checkpoints / "latest").write_text("step-00000000")
+        train._check_resumable(tmp_path, ledger)
 
 
 def test_held_out_problems_are_not_trained_on():
