@@ -174,6 +174,7 @@ class Run:
         with self.monitor.phase("update"):
             update = self.update(plan.step, trained.problems, trained.samples,
                                  [advantage[i] for i in rollouts.members(chosen)])
+            self.trainer.synchronize()  # or the optimizer's time would be that of the weight sync
         self.trainer.offload()
         with self.monitor.phase("sync"):
             self.engine.sync()

@@ -43,7 +43,7 @@ def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer:
         metrics = trainer.forward_backward(batches, total, PolicyLossConfig())
         trainer.optimizer_step(_learning_rate(settings, step))
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:
-            mine = sum(float((m.logprobs * b.mask).sum()) for m, b in zip(metrics, batches, strict=False))
+            mine = sum(float(m.logprobs.sum()) for m in metrics)  # 0 where masked
             parts = all_gather(mine if reports else 0.0)
             log.info("warm start: step %d of %d, loss %.4f", step + 1, settings.steps, -sum(parts) / total)
 

@@ -131,6 +131,11 @@ class Trainer:
         self.wait_parameters()
         self.shards.export(self.hf_dir, path)
 
+    def synchronize(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def wait_parameters(self) -> None:
         """Finish gathering the updated parameters (parallel.overlap); before anything but training reads them."""
         if self.config.parallel.overlap:

@@ -122,6 +122,7 @@ class RolloutEngine:
     def sleep(self) -> None:
         """Free the KV cache (CUDA only), and vLLM's own weights where it has any: the next `sync` fills them anew."""
         if self.on_cuda:
+            torch.cuda.synchronize()  # vLLM schedules ahead: a batch that nobody needs may still use the cache
             self.llm.sleep(level=1 if self.weights.aliased else 2)  # level 1 would keep a copy of them in host memory
             self.current, self.awake = self.weights.aliased, False
 

@@ -14,6 +14,8 @@ def choose_runner(pipeline: int = 1) -> bool:
         # vLLM compiles one line of its sampler: ten seconds of C++ compiler for nothing here.
         torch._dynamo.config.disable = True
         return False
+    # Only for top-k and top-p without seeds and log-probs; vLLM 0.24 imports the package all the same.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     if pipeline == 1:
         # The second runner, whose sampler hashes a request's seed in the kernel. The first one has a torch generator
         # and a launch a request; vLLM 0.24 takes it for Qwen2, and all versions for pipelines under torchrun.
