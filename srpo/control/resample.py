@@ -6,7 +6,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
+from srpo import config as configuration
 from srpo.config import Resample
 from srpo.control.difficulty import DifficultyFilter
 from srpo.control.dynamic import DynamicSampling
@@ -29,6 +31,13 @@ def sampler(config: Resample) -> Sampler:
             return DynamicSampling(config.max_rounds)
         case "difficulty":
             return DifficultyFilter(config.low, config.high, config.epochs)
+
+
+def recorded(run: Path) -> Resample | None:
+    """The settings of a run, from the configuration in its folder; None where there is none. `run` is the folder or the
+    ledger in it."""
+    file = (run if run.is_dir() else run.parent) / "config.yaml"
+    return configuration.load(file).resample if file.is_file() else None
 
 
 class Resampling:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from srpo import config as configuration
 from srpo.config import Resample
 from srpo.control.ledger import connect
-from srpo.control.resample import sampler
+from srpo.control.resample import recorded, sampler
 from srpo.control.sampler import Sampler
 from srpo.errors import UserError
 from srpo.forecast.compare import SAMPLERS
@@ -29,19 +28,13 @@ LEVELS = {"low": 5, "mid": 50, "high": 95}
 """Percentiles: 90 % intervals."""
 
 
-def own(run: Path) -> Resample:
-    """The run's settings, from the configuration beside its ledger; the defaults where there is none."""
-    file = (run if run.is_dir() else run.parent) / "config.yaml"
-    return configuration.load(file).resample if file.is_file() else Resample()
-
-
 def forecast(run: Path, epochs: int, settings: Mapping[str, Resample] | None = None) -> dict[str, Any]:
     """JSON-able: what was seen, what is assumed, and `of` each sampler its next `epochs` epochs and when they run out.
 
     `settings`: the samplers by name; by default all of them, the run's own as the run sets it and the others as the
     configuration's defaults do. Raises UserError when no epoch has closed.
     """
-    seen, mine = observed(run), own(run)
+    seen, mine = observed(run), recorded(run) or Resample()
     settings = settings or {name: mine if name == mine.sampler else Resample.model_validate({"sampler": name})
                             for name in SAMPLERS}
     latent = fit(seen)
@@ -54,7 +47,7 @@ def forecast(run: Path, epochs: int, settings: Mapping[str, Resample] | None = N
 def back_test(run: Path, last: int, resample: Resample | None = None) -> dict[str, Any]:
     """Forecast from the run's epochs up to `last`, with the run's sampler, beside what the ledger says of the later
     epochs of the same stage. Raises UserError when it has none."""
-    seen, resample = observed(run, last), resample or own(run)
+    seen, resample = observed(run, last), resample or recorded(run) or Resample()
     actual = _actual(run, seen)
     latent = fit(seen)
     grows = growth(seen, latent)

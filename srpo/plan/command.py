@@ -12,12 +12,12 @@ from srpo.check import check
 from srpo.config import Config
 from srpo.errors import UserError
 from srpo.plan import memory, workload
+from srpo.plan.compare import Comparison, compare
 from srpo.plan.hardware import GIB, Assumption, Gpu, gpu
 from srpo.plan.job import Job
 from srpo.plan.layouts import Candidate, search
 from srpo.plan.reshard import Sync, sync
 from srpo.plan.shape import Shape, with_model
-from srpo.plan.simulate import Comparison, compare
 from srpo.plan.speed import decoder
 from srpo.printable import visible_json
 
@@ -36,6 +36,8 @@ class Plan:
     """With the configuration's layout, or else the best."""
     oversample: float
     """rollout.oversample of the comparison."""
+    recorded: workload.Recorded | None
+    """The run whose ledger is replayed."""
     assumptions: list[Assumption]
 
     @property
@@ -82,10 +84,10 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
     shown = own if own and not verdict else next(iter(layouts), None)
     comparison = None
     if shown:
-        comparison = compare(decoder(shown.job, device), work.steps, shown.job.replicas, oversample,
-                             config.resample.drop_at or 1.0)
-    assumptions = [*workload.assumptions(config, ledger, work), *device.assumptions]
-    return Plan(title, verdict, own, layouts, comparison, oversample, assumptions)
+        comparison = compare(decoder(shown.job, device), work, shown.job.replicas, oversample, config.resample,
+                             config.batch.prompts)
+    assumptions = [*workload.assumptions(config, work), *device.assumptions]
+    return Plan(title, verdict, own, layouts, comparison, oversample, work.recorded, assumptions)
 
 
 def refusal(config: Config, gpus: int) -> str:

@@ -72,12 +72,12 @@ class Job:
         batch = self.config.batch
         return batch.micro_batch_tokens or batch.micro_batch * self.config.rollout.max_response_tokens
 
-    def micro_batches(self, tokens: float) -> int:
-        """Forward passes of one data-parallel rank and update, which reads so many tokens in it."""
+    def micro_batches(self, read: float, responses: float) -> int:
+        """Forward passes of one data-parallel rank over so many tokens, of so many responses."""
         batch = self.config.batch
         if batch.micro_batch_tokens:
-            return max(1, math.ceil(tokens / batch.micro_batch_tokens))
-        return math.ceil(self.responses / (self.data * batch.updates * batch.micro_batch))
+            return math.ceil(read / batch.micro_batch_tokens)
+        return math.ceil(responses / batch.micro_batch)
 
     @cached_property
     def stages(self) -> list[int]:

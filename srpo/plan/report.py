@@ -8,10 +8,10 @@ from rich.table import Table
 
 from srpo.plan import memory
 from srpo.plan.command import Plan
+from srpo.plan.compare import Comparison
 from srpo.plan.hardware import GIB
 from srpo.plan.layouts import Candidate
 from srpo.plan.reshard import sync
-from srpo.plan.simulate import Comparison
 from srpo.terminal import Terminal
 
 SHOWN = 10
@@ -46,6 +46,7 @@ def show(plan: Plan, console: Console | None = None) -> None:
     if plan.comparison:
         shown = plan.own if plan.own and not plan.verdict else plan.layouts[0]
         console.print(_savings(plan.comparison, plan.oversample, shown))
+        console.print(_samplers(plan, plan.comparison))
     console.print(_assumptions(plan))
 
 
@@ -112,11 +113,28 @@ def _savings(c: Comparison, oversample: float, of: Candidate) -> Table:
     table.add_column("of random", justify="right")
     rows = [("at random", c.random), ("longest first, balanced by expected length (as trained)", c.balanced),
             ("the same, had the lengths been known", c.foreseen), ("if all replicas ended together", c.even)]
-    rows.append((f"balanced, with rollout.oversample = {oversample:g}", c.over_sampled))
+    if c.over_sampled is not None:
+        rows.append((f"balanced, with rollout.oversample = {oversample:g}", c.over_sampled))
     for name, seconds in rows:
         table.add_row(name, f"{seconds:.1f}", f"{seconds / c.random:.0%}" if c.random else "")
-    table.caption = (f"History resampling drops prompts with {c.mastered:.0%} of the tokens from the next epoch; "
-                     f"groups without advantage fall from {c.no_advantage:.0%} to {c.no_advantage_after:.0%}.")
+    return table
+
+
+def _samplers(plan: Plan, c: Comparison) -> Table:
+    table = Table(title="Samplers on the same groups, replayed")
+    for name in ("sampler", "tokens that\nleave after\nthe epoch", "rounds\na step", "groups\na step",
+                 "trained on\nall right or\nall wrong", "generation\na step, s", "for a batch\nof others, s"):
+        table.add_column(name, justify="left" if name == "sampler" else "right")
+    for s in c.samplers:
+        whose = " and ".join(["configured"] * s.configured + ["the run's"] * s.recorded)
+        table.add_row(f"{s.sampler}, {whose}" if whose else s.sampler, f"{s.dropped:.0%}", f"{s.rounds:.1f}",
+                      f"{s.groups:,.0f}", f"{s.no_advantage:.0%}", f"{s.seconds:.1f}",
+                      "-" if s.seconds_for_a_batch is None else f"{s.seconds_for_a_batch:.1f}")
+    if plan.recorded:
+        had = plan.recorded.sampler
+        table.caption = f"Tokens: of epoch {plan.recorded.epoch}. " + (
+            f"{plan.recorded.run} sampled with {had.sampler}: what left before is not there." if had else
+            f"{plan.recorded.run} has no config.yaml: its sampler is not known.")
     return table
 
 

@@ -9,14 +9,16 @@ so a replay costs one event a response.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 from statistics import fmean
 
 from srpo.balance import assign
+from srpo.control.ledger import Outcome
 
 Span = tuple[float, float]
 """Seconds from the beginning of a step."""
@@ -59,14 +61,22 @@ class Group:
     prompt: int
     lengths: tuple[int, ...]
     expected: float
-    correct: float = 0.0
-    """Pass rate."""
+    correct: int = 0
+    """How many are fully correct."""
+    mixed: bool = False
+    """Whether their correctness differs."""
+    learns: bool = False
+    """Whether their rewards differ: the others have no advantage."""
     begun: tuple[int, ...] = ()
     """Tokens that earlier steps left of each response, beyond which `lengths` count."""
 
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(len(self.lengths), self.correct, self.mixed)
 
 
 def replay(decoder: Decoder, requests: Sequence[tuple[int, int]]) -> list[Span]:
@@ -133,12 +143,20 @@ def makespan(decoder: Decoder, shares: Sequence[Sequence[Group]]) -> float:
     return max(ends(decoder, shares))
 
 
+def likely_last(shares: Sequence[Sequence[Group]]) -> list[Sequence[Group]]:
+    """The replica that has the most tokens to generate and the one that has the longest response: one of them ends
+    last, or hardly before the last."""
+    busy = [share for share in shares if share]
+    return [max(busy, key=lambda share: sum(g.tokens for g in share)),
+            max(busy, key=lambda share: max(max(g.lengths) for g in share))]
+
+
 def over_sampled(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float) -> list[StepDone]:
     """Steps under rollout.oversample = `factor`: so many times the groups that a step needs are in flight, a replica
     stops when its part of those needed is complete, and the others go on in the next step. There are more steps than
-    `factor`."""
-    need = round(fmean(map(len, steps)))  # an epoch's last step is short
-    flight = round(need * factor)
+    `factor`, all of the same size."""
+    need = len(steps[0])
+    flight = math.ceil(need * factor)
     fresh = [g for step in steps for g in step]
     carried: list[Group] = []
     done = []
@@ -178,47 +196,5 @@ def _rest(group: Group, spans: Sequence[Span], stop: float) -> Group:
             for n, b, (begin, end) in zip(group.lengths, before, spans, strict=True) if end > stop]
     done = tuple(b + d for _, b, d in left)
     gained = fmean(d for *_, d in left)
-    return Group(group.prompt, tuple(n - d for n, _, d in left), max(1.0, group.expected - gained), group.correct, done)
-
-
-# -- comparison -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Mean seconds of a step's generation, and shares."""
-
-    random: float
-    balanced: float
-    foreseen: float
-    even: float
-    """Mean over the balanced replicas: nobody can be faster who only moves work between them."""
-    over_sampled: float
-    mastered: float
-    """Share of the generated tokens that history resampling saves in the next epoch."""
-    no_advantage: float
-    """Share of groups that were all right or all wrong."""
-    no_advantage_after: float
-    """The same among those that stay."""
-
-
-def compare(decoder: Decoder, steps: Sequence[Sequence[Group]], replicas: int, factor: float = 1.25,
-            drop_at: float = 1.0) -> Comparison:
-    """What balance, over-sampling by `factor` with early stop, and history resampling do to these steps."""
-    groups = [g for step in steps for g in step]
-    stay = [g for g in groups if g.correct < drop_at]
-    shares = [balanced(step, replicas) for step in steps]
-    times = [ends(decoder, share) for share in shares]
-    tokens = sum(g.tokens for g in groups)
-
-    def idle(some: Sequence[Group]) -> float:
-        return fmean(g.correct in (0.0, 1.0) for g in some) if some else 0.0
-
-    return Comparison(
-        random=fmean(makespan(decoder, dealt(step, replicas, seed)) for seed, step in enumerate(steps)),
-        balanced=fmean(map(max, times)),
-        foreseen=fmean(makespan(decoder, foreseen(step, replicas)) for step in steps),
-        even=fmean(map(fmean, times)),
-        over_sampled=pace(over_sampled(decoder, steps, replicas, factor), tokens / len(steps)),
-        mastered=1 - sum(g.tokens for g in stay) / tokens,
-        no_advantage=idle(groups), no_advantage_after=idle(stay))
+    return replace(group, lengths=tuple(n - d for n, _, d in left), expected=max(1.0, group.expected - gained),
+                   begun=done)

@@ -8,14 +8,16 @@ micro-batch stands for all, and the data-parallel ranks for one another: the tra
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 
 from srpo.plan import memory
 from srpo.plan.hardware import Gpu
 from srpo.plan.job import FLOAT32, Job
 from srpo.plan.reshard import sync
-from srpo.plan.simulate import Decoder, balanced, makespan, over_sampled, pace
-from srpo.plan.workload import Workload
+from srpo.plan.shape import Shape
+from srpo.plan.simulate import Decoder, balanced, likely_last, makespan, over_sampled, pace
+from srpo.plan.workload import Load, Workload
 
 ADAMW_PASSES = 24
 """Float32 numbers read or written a weight: gradient scaling, torch's AdamW operator by operator, the copy back."""
@@ -36,10 +38,11 @@ class Times:
     offload: float
     sync: float
     tokens: float
-    """Response tokens of the step."""
+    """Response tokens of the step, generated."""
     gpus: int
     update_flops: float
-    """Of the model in the update: 6 a weight and token, the output matrix for response tokens, causal attention."""
+    """Of the model in the update: 6 a weight and token, 2 where it only passes forward; the output matrix for response
+    tokens, causal attention."""
     generation_flops: float
     peak: float
     """Flop/s of all GPUs, by the data sheet."""
@@ -101,28 +104,41 @@ class Rates:
 
 
 def times(job: Job, gpu: Gpu, work: Workload, generation: float | None = None) -> Times:
-    """Of one step over these responses, the last of `work`; `generation`: seconds, where they are known."""
+    """Of a step, the mean of those in `work`; `generation`: seconds, where they are known."""
     rates, shape, config = Rates(gpu), job.shape, job.config
-    forward, head, backward, exchange = _passes(job, rates, work)
-    updates, elements = config.batch.updates, max(job.stages)
-    scorings = (updates > 1 and config.algorithm.old_logprobs == "trainer") + bool(config.algorithm.kl)
+    algorithm, updates, elements = config.algorithm, config.batch.updates, max(job.stages)
+    # Responses without an advantage have a gradient only if the loss has other terms (srpo/train.py).
+    learning = work.trained if algorithm.kl_coef or algorithm.entropy_coef else work.learning
+    watching = work.trained.without(learning)
+    learn, watch = _passes(job, rates, learning), _passes(job, rates, watching)
+    scoring = 0.0
+    if updates > 1 and algorithm.old_logprobs == "trainer":
+        scoring += learn.forward + learn.head / 3
+    if algorithm.kl:  # the reference policy changes places with the trainer's, there and back
+        scoring += learn.forward + watch.forward + (learn.head + watch.head) / 3
+        scoring += 4 * job.itemsize * elements / rates.host
     adamw = ADAMW_PASSES * FLOAT32 * elements / job.data
     offloaded = memory.optimizer_state(job, elements) if config.parallel.offload else 0
     moved = sync(job)
-    block = max(config.parallel.ranks, config.rollout_ranks)
-    attention = 2 * work.squares * shape.query * shape.layers
+    block = math.lcm(config.parallel.ranks, config.rollout_ranks)
     return Times(
         generation=decode(decoder(job, gpu), job, work) if generation is None else generation,
-        scoring=scorings * (forward + head / 3),
-        update=forward + head + backward,
-        reduction=updates * exchange,
+        scoring=scoring,
+        update=learn.forward + learn.head + learn.backward + watch.forward + watch.head / 3,
+        reduction=updates * _exchange(job, rates, learn),
         optimizer=updates * (FLOAT32 * elements + adamw) / rates.bandwidth,  # with the gradients set to zero
         offload=2 * updates * offloaded / rates.host,  # in and out, piece by piece, in each optimizer step
         sync=max(moved.needed) / rates.message(block),
-        tokens=work.tokens, gpus=job.gpus,
-        update_flops=6 * (shape.matrices * work.read + shape.vocab * shape.hidden * work.tokens) + 3 * attention,
-        generation_flops=2 * (shape.matrices + shape.vocab * shape.hidden) * work.tokens + attention,
+        tokens=work.generated.tokens, gpus=job.gpus,
+        update_flops=3 * forward_flops(shape, learning) + forward_flops(shape, watching),
+        generation_flops=forward_flops(shape, work.generated._replace(read=work.generated.tokens)),
         peak=gpu.peak.value * 1e12 * job.gpus)
+
+
+def forward_flops(shape: Shape, load: Load) -> float:
+    """Of the model: 2 a weight and token, the output matrix for response tokens alone, and causal attention."""
+    attention = 2 * load.squares * shape.query * shape.layers
+    return 2 * (shape.matrices * load.read + shape.vocab * shape.hidden * load.tokens) + attention
 
 
 # -- generation -----------------------------------------------------------------------------------------------------
@@ -149,16 +165,17 @@ def decoder(job: Job, gpu: Gpu) -> Decoder:
 
 
 def decode(decoder: Decoder, job: Job, work: Workload) -> float:
-    """Seconds of generation in a step: of the replica that has most to do, or over-sampled, in the long run."""
+    """Mean seconds of a step's generation: round after round, each until its last replica ends; or over-sampled."""
     return _decode(decoder, job.replicas, job.config.rollout.oversample, work)
 
 
 @functools.cache
 def _decode(decoder: Decoder, replicas: int, factor: float, work: Workload) -> float:
     if factor > 1:
-        return pace(over_sampled(decoder, work.steps, replicas, factor), work.tokens)
-    shares = balanced(work.groups, replicas)
-    return makespan(decoder, [max(shares, key=lambda share: sum(g.tokens for g in share))])
+        steps = [step.groups for step in work.steps]
+        return pace(over_sampled(decoder, steps, replicas, factor), work.generated.tokens)
+    rounds = [some for step in work.steps for some in step.rounds]
+    return sum(makespan(decoder, likely_last(balanced(some, replicas))) for some in rounds) / len(work.steps)
 
 
 def fastest_generation(job: Job, gpu: Gpu, work: Workload) -> float:
@@ -169,46 +186,76 @@ def fastest_generation(job: Job, gpu: Gpu, work: Workload) -> float:
 # -- update ---------------------------------------------------------------------------------------------------------
 
 
-def _passes(job: Job, rates: Rates, work: Workload) -> tuple[float, float, float, float]:
-    """Seconds of all forward passes of one rank in a step, of the loss with its gradients, of all backward passes
-    (recomputation in it), and of the exchange of gradients and parameters in one update."""
-    read, squares, rows = work.read / job.data, work.squares / job.data, work.tokens / job.data
-    shape, b, gpu = job.shape, job.itemsize, rates.gpu
-    ranks = job.config.parallel.ranks
+@dataclass(frozen=True)
+class Passes:
+    """Seconds of one rank in a step, over some of the responses."""
+
+    forward: float
+    head: float
+    """The loss with its gradients: three products, a third of which is the forward part."""
+    backward: float
+    """Recomputation in it."""
+    micro_batches: int
+
+
+def _passes(job: Job, rates: Rates, load: Load) -> Passes:
     updates = job.config.batch.updates
-    micro_batches = updates * job.micro_batches(read / updates)
+    read, squares, rows = load.read / job.data, load.squares / job.data, load.tokens / job.data
+    micro_batches = updates * job.micro_batches(read / updates, load.responses / job.data / updates)
+    if not micro_batches:
+        return Passes(0.0, 0.0, 0.0, 0)
+    shape, b, gpu, ranks = job.shape, job.itemsize, rates.gpu, job.config.parallel.ranks
+    layers = shape.layers / job.pipeline
+    width = shape.hidden / (job.tensor if job.config.parallel.sequence else 1)
     products = 2 * shape.matrices * read / ranks / rates.matmul
     attention = 2 * squares * shape.query * shape.layers / ranks
     attention_forward = attention / gpu.attention_forward.value / 1e12
     attention_backward = 2.5 * attention / gpu.attention_backward.value / 1e12
-    elementwise = _elementwise(job) * read * shape.layers / job.pipeline / rates.bandwidth
-    messages = 4 * (job.tensor - 1) / job.tensor * read * shape.hidden * b * shape.layers / job.pipeline
-    messages /= rates.message(job.tensor)
-    stage_forward = products + attention_forward + elementwise + messages
-    stage_backward = 2 * products + attention_backward + 2 * elementwise + messages
-    stage_backward += micro_batches * ACCUMULATE * max(job.stages) / rates.bandwidth
+    elementwise = _elementwise(job) * read * layers / rates.bandwidth
+    messages, behind = _messages(job, rates, products, read)
+    forward = products + attention_forward + elementwise + messages
+    backward = 2 * products + attention_backward + 2 * elementwise + behind
+    backward += micro_batches * ACCUMULATE * max(job.stages) / rates.bandwidth
     if job.config.parallel.recompute == "full":
-        stage_backward += stage_forward
+        backward += forward
     elif job.config.parallel.recompute == "selective":  # the feed-forward part, with its half of the messages
         share = 3 * shape.hidden * shape.ffn * shape.layers / shape.matrices
-        width = 7 * b * shape.ffn / job.tensor
-        stage_backward += share * products + width * read * shape.layers / job.pipeline / rates.bandwidth
-        stage_backward += messages / 2
+        backward += share * products + 7 * b * shape.ffn / job.tensor * read * layers / rates.bandwidth + messages / 2
     # The last stage's loss takes three products and one pass over the logits, or two where the vocabulary is split.
     vocab, passes = shape.vocab / job.tensor, 2 if job.tensor == 1 else 3  # reads and writes
     head = 3 * 2 * shape.hidden * vocab * rows / rates.matmul + passes * vocab * rows * b / rates.bandwidth
     if job.pipeline > 1:
-        between = read * shape.hidden * b / rates.message(ranks)
-        stage_forward, stage_backward = stage_forward + between, stage_backward + between
+        between = read * width * b / rates.message(ranks)
+        forward, backward = forward + between, backward + between
     # 1F1B: the slowest stage's micro-batches, and the others' first one before and last one after them
-    bubble = updates * (job.pipeline - 1) / micro_batches
-    forward = stage_forward * (1 + bubble)
-    backward = stage_backward * (1 + bubble)
+    bubble = 1 + updates * (job.pipeline - 1) / micro_batches
+    return Passes(forward * bubble, head, backward * bubble, micro_batches)
+
+
+def _messages(job: Job, rates: Rates, products: float, read: float) -> tuple[float, float]:
+    """Seconds of the collectives over tensor-parallel ranks that nothing hides, in the forward and the backward pass.
+
+    A layer has two column-parallel linear layers, each followed by a row-parallel one. `once`: an all-gather or a
+    reduce-scatter of the hidden states for each layer; an all-reduce is both. Forward: one before or behind each linear
+    layer. Backward Megatron-Core's column-parallel layers gather their input again while they multiply for the input's
+    gradient, and reduce that one while they multiply for the weight's.
+    """
+    shape, tensor = job.shape, job.tensor
+    once = (tensor - 1) / tensor * read * shape.hidden * job.itemsize / rates.message(tensor)
+    once *= shape.layers / job.pipeline
+    column = shape.layers * shape.hidden * (shape.query + 2 * shape.kv + 2 * shape.ffn) / shape.matrices * products
+    if job.config.parallel.sequence:
+        return 4 * once, 2 * once + 2 * max(0.0, 2 * once - column)
+    return 4 * once, max(0.0, 4 * once - column)
+
+
+def _exchange(job: Job, rates: Rates, learn: Passes) -> float:
+    """Seconds that gradients and parameters take between data-parallel ranks in one update."""
     share = (job.data - 1) / job.data
-    exchange = (FLOAT32 + b) * max(job.stages) * share / rates.data_parallel(job)
-    if job.config.parallel.overlap:  # behind the last micro-batch's backward and the first one's forward pass
-        exchange = max(0.0, exchange - (forward + head + backward) / micro_batches)
-    return forward, head, backward, exchange
+    exchange = (FLOAT32 + job.itemsize) * max(job.stages) * share / rates.data_parallel(job)
+    if job.config.parallel.overlap and learn.micro_batches:  # behind the last backward and the first forward pass
+        exchange -= (learn.forward + learn.head + learn.backward) / learn.micro_batches
+    return max(0.0, exchange)
 
 
 def _elementwise(job: Job) -> float:

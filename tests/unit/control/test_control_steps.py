@@ -29,7 +29,7 @@ def test_without_refilling_a_step_is_one_round_of_a_batch():
 
 
 def test_dynamic_sampling_goes_on_until_a_batch_is_mixed():
-    # one of two is mixed: two more, both mixed, of which one is too many; then the epoch ends with one, and is filled up
+    # one of two is mixed: two more, both mixed, one too many; then the epoch ends with one mixed group
     first, second = made("dynamic", "-+++--+", 2)
     assert first.rounds == [range(0, 2), range(2, 4)] and first.trained == [1, 2] and first.prompts == range(4)
     assert second.rounds == [range(4, 6), range(6, 7)] and second.trained == [4, 6]

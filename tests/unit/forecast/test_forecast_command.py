@@ -8,8 +8,8 @@ from ledgers import write
 from srpo.cli import command
 from srpo.config import Resample
 from srpo.control.ledger import Decision, Ledger, RolloutRow
+from srpo.control.resample import recorded
 from srpo.forecast.command import scenario
-from srpo.forecast.predict import own
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_scenario_keeps_its_types():
 
 
 def test_the_runs_settings_are_read_from_its_configuration(tmp_path):
-    assert own(tmp_path) == Resample()
+    assert recorded(tmp_path) is None
     (tmp_path / "config.yaml").write_text(
         "run: x\nmodel: {path: m}\ndata: {train: [t]}\nstages: [{name: a, domains: [math], until: epochs, epochs: 1}]\n"
         "resample: {sampler: difficulty, low: 0.2}\n")
-    assert own(tmp_path).low == own(tmp_path / "ledger.sqlite").low == 0.2
+    assert recorded(tmp_path) == recorded(tmp_path / "ledger.sqlite") == Resample(sampler="difficulty", low=0.2)

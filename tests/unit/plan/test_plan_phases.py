@@ -93,4 +93,4 @@ def test_a_token_budget_bounds_the_micro_batch():
     counted = job(8, batch=dict(micro_batch_tokens=None, micro_batch=2))
     assert counted.micro_batch_tokens == 2 * (1024 + 8192 - 1) and counted.micro_batch_rows == 2 * 8192
     assert job(8).micro_batch_tokens == job(8).micro_batch_rows == 9216
-    assert counted.micro_batches(1.0) == 8192 // 8 // 2 and job(8).micro_batches(9217.0) == 2
+    assert counted.micro_batches(1.0, 1024.0) == 512 and job(8).micro_batches(9217.0, 1024.0) == 2
