@@ -15,10 +15,9 @@ NAME = "VLLM_USE_V2_MODEL_RUNNER"
     (True, 1, None, "1"), (True, 1, "0", "0"), (True, 2, None, None), (False, 1, None, None)])
 def test_the_second_runner_is_asked_for_where_it_can_run(monkeypatch, cuda, pipeline, before, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setenv(NAME, before or "")  # so that it is as it was afterwards
-    if before is None:
-        monkeypatch.delenv(NAME)
+    monkeypatch.setattr(os, "environ", {} if before is None else {NAME: before})
     with torch._dynamo.config.patch(disable=False):
         assert choose_runner(pipeline) is cuda
         assert torch._dynamo.config.disable is not cuda
     assert os.environ.get(NAME) == expected
+    assert os.environ.get("VLLM_USE_FLASHINFER_SAMPLER") == ("0" if cuda else None)
