@@ -26,7 +26,7 @@ def test_two_updates_a_batch_with_a_reference(world: World, base: Path, sections
     """The reference is the starting policy, at which KL is 0 but for rounding; the canary looks at the first update of
     a step alone, the policy being another one at the second."""
     run = f"options-{request.node.callspec.id}"
-    world.train(run, **world.warm(), **sections, batch={"updates": 2, "micro_batch_tokens": 64}, optimizer={"lr": 1e-3},
+    world.train(run, **world.warm(), **sections, batch={"updates": 2, "micro_batch_tokens": 64}, optimizer={"lr": 1e-4},
                 rollout={"temperature": 0.8}).succeed()
     steps = metrics(world.folder / run)[1:]
     assert len(steps) >= 3
