@@ -20,7 +20,8 @@ ROLLOUT: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("sections", [TRAINER, ROLLOUT], ids=["trainer", "rollout"])
+@pytest.mark.parametrize("sections", [TRAINER, pytest.param(ROLLOUT, marks=pytest.mark.slow)],
+                         ids=["trainer", "rollout"])
 def test_two_updates_a_batch_with_a_reference(world: World, base: Path, sections: dict[str, Any],
                                               request: pytest.FixtureRequest) -> None:
     """The reference is the starting policy, at which KL is 0 but for rounding; the canary looks at the first update of
