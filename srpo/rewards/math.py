@@ -25,6 +25,7 @@ import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from fractions import Fraction
 from functools import cache, lru_cache
 from math import prod
 from typing import Any
@@ -68,6 +69,8 @@ _COMBINATORIAL = re.compile(r"!|\\[dt]?binom|\\choose")
 
 TIMEOUT = 10.0
 """Seconds that `grade` may take."""
+MAX_VALUE = 100
+"""Characters of an answer that `value` looks at."""
 
 
 def grade(response: str, answer: str) -> Grade:
@@ -139,6 +142,17 @@ def equal(given: str, reference: str) -> bool:
         return _same(a, b)
     except _NoAlgebra:
         raise Unreadable(f"answer = {reference!r}: cannot be read as mathematics") from None
+
+
+def value(answer: str) -> Fraction | None:
+    """The rational number that an answer says, whatever name and unit stand with it; None for what is more, or long.
+    Cheap. Of two answers that have one, `equal` are only those with the same, or, as percent, with the hundredfold."""
+    s = respell(answer)
+    if len(s) > MAX_VALUE:
+        return None
+    number, _, factor = split_unit(split_name(s)[1].removeprefix("=").removeprefix("\\approx"))
+    found = rational(plain(number))
+    return None if found is None else found * factor
 
 
 class _NoAlgebra(Exception):

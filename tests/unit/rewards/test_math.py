@@ -2,6 +2,7 @@ r"""The maths grader: verdicts on pairs, where the answer is looked for, and hos
 
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from threading import Thread
 
@@ -13,7 +14,7 @@ from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import Graders, Response, math
 from srpo.rewards.extract import Grade
-from srpo.rewards.math import Unreadable, check, equal, grade, judge
+from srpo.rewards.math import Unreadable, check, equal, grade, judge, value
 
 PAIRS = [line.split("\t") for line in (Path(__file__).parent / "pairs.tsv").read_text().splitlines() if line[:1] != "#"]
 
@@ -22,6 +23,26 @@ PAIRS = [line.split("\t") for line in (Path(__file__).parent / "pairs.tsv").read
 def test_pairs(verdict, given, reference):
     assert verdict in ("equal", "different", "reject")
     assert equal(given, reference) is (verdict == "equal")
+
+
+def test_only_answers_of_near_values_are_equal():
+    """Whoever groups answers compares no others."""
+    compared = 0
+    for given, reference in ((a, b) for _, a, _, *_ in PAIRS for _, _, b, *_ in PAIRS[::7]):
+        x, y = value(given), value(reference)
+        if x is not None and y is not None and y not in (x, 100 * x, x / 100):
+            compared += 1
+            assert not equal(given, reference), (given, reference)
+    assert compared > 1000
+
+
+@pytest.mark.parametrize(("answer", "number"), [
+    ("-1{,}234.50", Fraction(-12345, 10)), ("x = \\frac12", Fraction(1, 2)), ("$3$ million", Fraction(3_000_000)),
+    ("5\\text{ cm}", Fraction(5)), ("50\\%", Fraction(50)), ("2+3", None), ("\\sqrt{4}", None), ("B", None),
+    ("9" * 101, None),
+])
+def test_value(answer, number):
+    assert value(answer) == number
 
 
 def test_the_table_names_every_false_reject_and_what_others_get_wrong():
