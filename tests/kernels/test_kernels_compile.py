@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from backends import COMPILED, DEVICE, on_cpu, set_chunk
 from srpo_kernels import (
     PolicyLossConfig,
     group_advantage,
     grpo_loss,
-    linear,
     linear_policy_loss,
     linear_token_logprobs,
     policy_loss,
@@ -21,8 +21,9 @@ from torch import Tensor
 
 ROWS, WIDTH, HIDDEN = 12, 50, 8
 torch.manual_seed(0)
-TOKENS, VALUES = torch.randint(0, WIDTH, (ROWS,)), torch.randn(3, ROWS)
-MASK, CU_SEQLENS, OFFSETS = torch.rand(ROWS) > 0.2, torch.tensor([0, 5, ROWS]), torch.tensor([0, 2])
+with torch.device(DEVICE):
+    TOKENS, VALUES = torch.randint(0, WIDTH, (ROWS,)), torch.randn(3, ROWS)
+    MASK, CU_SEQLENS, OFFSETS = torch.rand(ROWS) > 0.2, torch.tensor([0, 5, ROWS]), torch.tensor([0, 2])
 EVERYTHING = PolicyLossConfig(kl="k3", kl_coef=0.1, entropy_coef=0.1, tis_cap=1.5, dual_clip=3.0)
 SEQUENCE = PolicyLossConfig(ratio="sequence", aggregate="sequence")
 
@@ -89,22 +90,22 @@ def test_group_advantage_without_a_graph_break() -> None:
 
 
 def test_compiled_to_machine_code() -> None:
-    check(lambda x: CASES["policy_loss"]("cpp", x), [torch.randn(ROWS, WIDTH)])
+    check(lambda x: CASES["policy_loss"](COMPILED[0], x), [torch.randn(ROWS, WIDTH)])
 
 
 @pytest.mark.parametrize("name", ["policy_loss", "linear_token_logprobs", "linear_policy_loss"])
 def test_lengths_do_not_recompile(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch has a new number of tokens every time; after two of them it is dynamic, and the chunks' number too."""
-    monkeypatch.setitem(linear.CHUNK, "cpu", 2 * WIDTH)
+    set_chunk(monkeypatch, 2 * WIDTH)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     weight = torch.randn(WIDTH, HIDDEN, requires_grad=True)
 
     def loss(x: Tensor, y: Tensor, a: Tensor) -> Tensor:
         if name == "policy_loss":
-            return policy_loss(x @ weight.T, y, a, backend="cpp")[0]
+            return policy_loss(x @ weight.T, y, a, backend=COMPILED[0])[0]
         if name == "linear_token_logprobs":
-            return linear_token_logprobs(x, weight, y, backend="cpp").sum()
-        return linear_policy_loss(x, weight, y, a, backend="cpp")[0]
+            return linear_token_logprobs(x, weight, y, backend=COMPILED[0]).sum()
+        return linear_policy_loss(x, weight, y, a, backend=COMPILED[0])[0]
 
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     for rows in range(5, ROWS):
@@ -116,6 +117,7 @@ def test_lengths_do_not_recompile(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert counter.frame_count <= 2
 
 
+@on_cpu
 def test_checks_of_values_while_compiling() -> None:
     """Where looking at a value would break the graph, the device itself looks."""
     compiled = torch.compile(lambda x, y: token_logprobs(x, y, backend="cpp"), fullgraph=True, backend="aot_eager")

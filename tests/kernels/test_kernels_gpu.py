@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from srpo_kernels import PolicyLossConfig, linear, linear_policy_loss, policy_loss, reference, status
@@ -25,13 +23,6 @@ def make(dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
     others = [near + 0.3 * torch.randn(ROWS, generator=generator) for _ in range(3)]
     advantages = torch.randn(ROWS, generator=generator)
     return tuple(tensor.to(device) for tensor in (hidden, weight, tokens, advantages, *others))
-
-
-@pytest.fixture
-def _strict() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("direct", [False, True])
@@ -56,18 +47,20 @@ def test_linear_policy_loss(dtype: torch.dtype, direct: bool, monkeypatch: pytes
         assert (got - want).norm() <= bound * want.norm()
 
 
-@pytest.mark.usefixtures("_strict")
 def test_nothing_waits_for_the_device() -> None:
     hidden, weight, tokens, advantages, old, ref, rollout = make(torch.bfloat16, "cuda")
-    for leaf in (hidden.requires_grad_(), weight.requires_grad_()):
-        leaf.grad = None
+    hidden.requires_grad_(), weight.requires_grad_()
     mask = torch.ones(ROWS, dtype=torch.bool, device="cuda")
     options = {"old_logprobs": old, "ref_logprobs": ref, "rollout_logprobs": rollout, "mask": mask, "config": CONFIG}
-    loss, _ = linear_policy_loss(hidden, weight, tokens, advantages, **options)
-    (loss * torch.full((), 0.5, device="cuda")).backward()
-    logits = (hidden @ weight.T).detach().requires_grad_()
-    loss, _ = policy_loss(logits, tokens, advantages, **options)
-    loss.backward()
+    torch.cuda.set_sync_debug_mode("error")  # not before: copies from the host, which made the inputs, do wait
+    try:
+        loss, _ = linear_policy_loss(hidden, weight, tokens, advantages, **options)
+        (loss * torch.full((), 0.5, device="cuda")).backward()
+        logits = (hidden @ weight.T).detach().requires_grad_()
+        loss, _ = policy_loss(logits, tokens, advantages, **options)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_capture_in_a_cuda_graph() -> None:

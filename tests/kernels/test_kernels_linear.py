@@ -8,10 +8,10 @@ from typing import Any
 import naive
 import pytest
 import torch
-from backends import COMPILED
+from backends import COMPILED, on_cpu, set_chunk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from srpo_kernels import PolicyLossConfig, linear, linear_policy_loss, linear_token_logprobs, reference, statistics
+from srpo_kernels import PolicyLossConfig, linear_policy_loss, linear_token_logprobs, reference, statistics
 from srpo_kernels import policy_loss as dense_policy_loss
 from torch import Tensor
 
@@ -25,7 +25,7 @@ def make(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.fixture(params=[1, 4, 5, 13, 1000], ids=lambda rows: f"{rows} rows a chunk")
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setitem(linear.CHUNK, "cpu", request.param * WIDTH)
+    set_chunk(monkeypatch, request.param * WIDTH)
     return int(request.param)
 
 
@@ -81,7 +81,7 @@ def test_frozen_side_gets_no_gradient(frozen: str) -> None:
 def test_never_more_logits_than_a_chunk(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward, by what the row statistics are asked for."""
     hidden, weight, tokens = make(torch.float32)
-    monkeypatch.setitem(linear.CHUNK, "cpu", 3 * WIDTH)
+    set_chunk(monkeypatch, 3 * WIDTH)
     seen: list[int] = []
 
     def watch(name: str) -> None:
@@ -103,7 +103,7 @@ def test_never_more_logits_than_a_chunk(function: Any, monkeypatch: pytest.Monke
 def test_weight_gradient_is_accumulated_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand equal bf16 contributions: a bf16 sum stops growing long before the end."""
     rows = 1000
-    monkeypatch.setitem(linear.CHUNK, "cpu", 4)
+    set_chunk(monkeypatch, 4)
     hidden = torch.ones(rows, 1, dtype=torch.bfloat16)
     weight = torch.zeros(4, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_token_logprobs(hidden, weight, torch.zeros(rows, dtype=torch.int64)).sum().backward()
@@ -128,9 +128,14 @@ def test_weight_gradient_straight_to_a_buffer(chunk: int, dtype: torch.dtype) ->
     assert weight.grad is None and torch.equal(hidden.grad, want[0])
     bound = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(buffer - start, want[1].float(), rtol=bound, atol=1e-5)
-    scaled = linear_policy_loss(hidden, weight, tokens, advantages, mask=mask, weight_grad=buffer)[0] * 2
+
+
+@on_cpu
+def test_a_buffer_takes_only_a_gradient_of_one(chunk: int) -> None:
+    hidden, weight, tokens = make(torch.float32)
+    loss, _ = linear_policy_loss(hidden, weight, tokens, torch.randn(ROWS), weight_grad=torch.zeros(WIDTH, HIDDEN))
     with pytest.raises(RuntimeError, match="gradient of 1"):
-        scaled.backward()
+        (loss * 2).backward()
 
 
 def test_no_gradient_leaves_the_buffer_alone() -> None:
@@ -144,7 +149,7 @@ def test_no_gradient_leaves_the_buffer_alone() -> None:
 @pytest.mark.parametrize(("rows", "expected"), [(ROWS, [3, 0, 1, 2]), (ROWS - 1, [6, 0, 2, 6])])
 def test_three_products(rows: int, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """All with the loss; where it waits for whole sequences and rows take two chunks, a fourth each."""
-    monkeypatch.setitem(linear.CHUNK, "cpu", rows * WIDTH)
+    set_chunk(monkeypatch, rows * WIDTH)
     hidden, weight, tokens = make(torch.float32)
     counts: list[int] = []
 
@@ -187,7 +192,7 @@ def test_autocast_is_a_cast_of_both_sides(config: PolicyLossConfig) -> None:
     options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "config": config}
     want, _ = linear_policy_loss(hidden.bfloat16(), weight.bfloat16(), tokens, advantages, **options)
     expected = torch.autograd.grad(want, (hidden, weight))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(hidden.device.type, torch.bfloat16):
         got, _ = linear_policy_loss(hidden, weight, tokens, advantages, **options)
         gradients = torch.autograd.grad(got, (hidden, weight))
     assert torch.equal(got, want)
@@ -244,7 +249,7 @@ def test_property_like_the_logits(monkeypatch: pytest.MonkeyPatch, rows: int, wi
                                   masked: bool, frozen: bool, ratio: Any, backend: Any, seed: int) -> None:
     """Sizes, offsets with empty sequences, chunk borders, and a vocabulary that ends before its columns."""
     torch.manual_seed(seed)
-    monkeypatch.setitem(linear.CHUNK, "cpu", chunk_rows * width)
+    set_chunk(monkeypatch, chunk_rows * width)
     hidden, weight = torch.randn(rows, size).requires_grad_(), torch.randn(width, size).requires_grad_(not frozen)
     vocab_size = int(torch.randint(1, width + 1, ()))
     tokens, advantages = torch.randint(0, vocab_size, (rows,)), torch.randn(rows)
@@ -278,5 +283,10 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="weight_grad needs"):
         linear_policy_loss(hidden, weight, tokens, torch.zeros(ROWS), cu_seqlens=torch.tensor([0, ROWS]),
                            weight_grad=torch.zeros(40, 8), config=PolicyLossConfig(ratio="sequence"))
+
+
+@on_cpu
+def test_tokens_outside_the_vocabulary() -> None:
+    hidden, weight, tokens = make()
     with pytest.raises(IndexError, match=r"\[0, 5\)"):
         linear_token_logprobs(hidden, weight, tokens.clamp(min=5), vocab_size=5)

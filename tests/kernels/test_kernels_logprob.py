@@ -58,7 +58,7 @@ def test_temperature(backend: str, temperature: float) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_production_width(dtype: torch.dtype) -> None:
-    compare(*make(3, 151936, dtype), "cpp")
+    compare(*make(3, 151936, dtype), COMPILED[0])
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -201,7 +201,7 @@ def test_expanded_grad_output_and_rows(backend: str) -> None:
     compare(logits[:1].expand(4, 90), tokens, backend)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize("backend", [COMPILED[0], "torch"])
 def test_more_rows_than_a_grid_dimension(backend: str) -> None:
     compare(*make(70_000, 5), backend)
 

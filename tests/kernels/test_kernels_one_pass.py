@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from backends import COMPILED, on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from srpo_kernels import PolicyLossConfig, linear_policy_loss, policy_loss, reference
@@ -173,6 +174,7 @@ def test_no_gradient_is_computed_when_none_is_needed(one_pass: Any) -> None:
     assert grad.shape == (0, 300)
 
 
+@on_cpu
 def test_repeats_exactly_for_any_number_of_threads() -> None:
     """Few rows share their segments among threads; the arithmetic is the same."""
     for rows in (1, 2, 33):
@@ -188,7 +190,7 @@ def test_repeats_exactly_for_any_number_of_threads() -> None:
 def test_more_rows_than_a_grid_dimension() -> None:
     arguments = arguments_of(torch.float32, 70_000, 3)
     want = gradient(arguments, backend="torch")
-    got = gradient(arguments, backend="cpp")
+    got = gradient(arguments, backend=COMPILED[0])
     torch.testing.assert_close(got[1], want[1], rtol=1e-5, atol=1e-9)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import naive
 import pytest
 import torch
+from backends import COMPILED
 from srpo_kernels import PolicyLossConfig, group_advantage, grpo_loss, policy_loss, reference
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def test_the_grid_clips_and_not() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("function", [policy_loss, reference.policy_loss], ids=["cpp", "torch"])
+@pytest.mark.parametrize("function", [policy_loss, reference.policy_loss], ids=[COMPILED[0], "torch"])
 def test_narrow_types(function: Any, dtype: torch.dtype) -> None:
     config = PolicyLossConfig(kl="k3", kl_coef=0.1, entropy_coef=0.05, tis_cap=1.3)
     arguments = batch(dtype)
@@ -162,7 +163,7 @@ def test_micro_batches_add_up(config: PolicyLossConfig, as_tensor: bool) -> None
     torch.testing.assert_close(torch.cat(parts), grad, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("function", [policy_loss, reference.policy_loss], ids=["cpp", "torch"])
+@pytest.mark.parametrize("function", [policy_loss, reference.policy_loss], ids=[COMPILED[0], "torch"])
 @pytest.mark.parametrize("config", [
     PolicyLossConfig(kl="k3", kl_coef=0.1, entropy_coef=0.1, tis_cap=2.0),
     PolicyLossConfig(aggregate="sequence", ratio="sequence"), PolicyLossConfig(objective="cispo"),
