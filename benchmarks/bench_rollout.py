@@ -80,6 +80,7 @@ def rollout(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from vllm import _custom_ops
 
     from srpo.data import toy
+    from srpo.data.prompts import Tokenizer
     from srpo.megatron.step import Trainer, init_distributed
     from srpo.rollout.engine import LLM, RolloutEngine, SamplingParams
 
@@ -88,18 +89,18 @@ def rollout(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         toy.write_model(model, seed=1)
     config = Config.model_validate({
         "run": "unused", "model": {"path": str(model), "dtype": options.dtype},
-        "data": {"train": ["unused"], "max_prompt_tokens": options.prompt_tokens},
+        "data": {"train": ["unused"], "template": "plain", "max_prompt_tokens": options.prompt_tokens},
         "rollout": {"max_response_tokens": options.max_tokens, "kv_cache_gib": options.kv_cache_gib},
         "stages": [{"name": "unused", "domains": ["math"], "until": "steps", "steps": 1}]})
     init_distributed(1, 1)
     trainer = Trainer(config, model)
     trainer.load_hf(model)
-    stop = trainer.hf.eos_token_id
-    stop_ids = stop if isinstance(stop, list) else [stop]
+    tokenizer = Tokenizer(model, "plain")
+    stop_ids = tokenizer.stop_ids
     rng = random.Random(1)
     prompts = [[rng.randrange(trainer.hf.vocab_size) for _ in range(options.prompt_tokens)]
                for _ in range(options.prompts)]
-    ours = RolloutEngine(config, trainer, stop_ids)
+    ours = RolloutEngine(config, trainer, tokenizer)
     ours.wake()
     settings = dict(
         dtype=options.dtype, skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs",

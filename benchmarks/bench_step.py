@@ -160,7 +160,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     from srpo.rollout.engine import RolloutEngine
 
     run = BenchmarkRun(config)
-    run.engine = RolloutEngine(config, run.trainer, run.tokenizer.stop_ids)
+    run.engine = RolloutEngine(config, run.trainer, run.tokenizer)
     timers, found = Timers(run.trainer), []
     for _ in range(steps + 1):
         plan = run.next_plan()

@@ -33,7 +33,7 @@ def started(kind: type[AnyRun], file: Path | None, overrides: list[str], steps: 
         config = settings(file, overrides, steps, broadcast(Path(temporary)))
         check(config, dist.get_world_size())
         run = kind(config)
-        run.engine = RolloutEngine(config, run.trainer, run.tokenizer.stop_ids)
+        run.engine = RolloutEngine(config, run.trainer, run.tokenizer)
         yield run
         run.close()
         dist.barrier()  # rank 0 removes the folder

@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -108,6 +108,9 @@ class Rollout(Section):
     """A response that reaches this is truncated; see algorithm.truncated."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; the trainer's log-probs are taken at the same one."""
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
+    """Texts that end a response, beside the model's own stop tokens; they stay in it. Unset: </answer> with
+    data.template: srpo, since base models go on with another question, and none with the others. []: none."""
     kv_cache_gib: float = Field(1.0, gt=0)
     """Memory of the KV cache a rank."""
     oversample: float = Field(1.0, ge=1, le=4)
@@ -345,6 +348,11 @@ class Config(Section):
 def answer_style(style: Style | None, template: str) -> Style:
     """reward.style, also when it is left to the template."""
     return style or ("boxed" if template == "chat" else "think_answer")
+
+
+def stop_strings(stop: list[str] | None, template: str) -> list[str]:
+    """rollout.stop, also when it is left to the template."""
+    return stop if stop is not None else ["</answer>"] if template == "srpo" else []
 
 
 # -- loading --------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class Run:
         if self.rank == 0:
             shutil.rmtree(self.folder / "hf", ignore_errors=True)  # of a finished run that has been made longer
         self.trainer.offload()  # vLLM allocates its KV cache
-        self.engine = RolloutEngine(self.config, self.trainer, self.tokenizer.stop_ids)
+        self.engine = RolloutEngine(self.config, self.trainer, self.tokenizer)
         self.monitor.note(self.engine.weights.summary)
         self.monitor.note(self.engine.summary)
         if self.step_done is None:

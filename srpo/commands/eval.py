@@ -32,6 +32,8 @@ def add(commands: Commands) -> None:
     ev.add_argument("--template", choices=("srpo", "chat", "plain"), help="as data.template (the run's, or chat)")
     ev.add_argument("--style", choices=("think_answer", "boxed"), help="as reward.style: where the answer is (the "
                     "run's; boxed for the chat template, else think_answer)")
+    ev.add_argument("--stop", metavar="TEXT", nargs="*", help="as rollout.stop: texts that end a response (the run's; "
+                    "</answer> for the srpo template, else none); without a text: none")
     ev.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="of weights and "
                     "arithmetic (the run's model.dtype, or auto: the model's own)")
     ev.add_argument("--tensor", metavar="N", type=int, help="ranks of one copy of the model (1)")

@@ -139,7 +139,7 @@ def _sample(plan: Plan, out: Path, workers: int | None) -> None:
         graders = Graders(plan.reward, plan.settings.max_tokens,
                           workers or max(1, len(os.sched_getaffinity(0)) // local))
     sampler = Sampler(plan.model, plan.settings.template, plan.settings.max_tokens, max_prompt=plan.longest,
-                      tensor=tensor, dtype=plan.settings.dtype)
+                      tensor=tensor, dtype=plan.settings.dtype, stop=plan.settings.stop)
     set_timeout(timedelta(days=7))  # replicas wait for the slowest at the end; one that dies ends the launch at once
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo.config import Config, Reward, Style, answer_style
+from srpo.config import Config, Reward, Style, answer_style, stop_strings
 from srpo.errors import UserError
 from srpo.evaluation.metrics import MAX_SAMPLES
 from srpo.files import write_json
@@ -19,7 +19,8 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Settings:
-    """`template` and `style` are as data.template and reward.style, `dtype` as vLLM's; `chunk` is in problems."""
+    """`template`, `style` and `stop` are as data.template, reward.style and rollout.stop, `dtype` as vLLM's; `chunk` is
+    in problems."""
 
     samples: int
     temperature: float
@@ -28,6 +29,7 @@ class Settings:
     seed: int
     template: str
     style: Style
+    stop: list[str]
     chunk: int
     tensor: int
     dtype: str
@@ -62,6 +64,7 @@ def settle(given: dict[str, Any], config: Config | None) -> Settings:
             defaults["samples"] = 1
     merged = defaults | chosen
     kept = config if "template" not in chosen else None  # what a run says of its responses goes with its template
+    merged.setdefault("stop", stop_strings(kept.rollout.stop if kept else None, merged["template"]))
     merged.setdefault("style", answer_style(kept.reward.style if kept else None, merged["template"]))
     merged.setdefault("chunk", max(1, BATCH // max(1, merged["samples"])))
     return Settings(**merged)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from srpo.config import Reward, answer_style
+from srpo.config import Reward, answer_style, stop_strings
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards.compose import Graders, Response
@@ -46,7 +46,8 @@ class Meter:
         from srpo.rollout.sampler import Sampler
 
         self._settings = settings
-        self._sampler = Sampler(settings.model, settings.template, settings.max_tokens, dtype=settings.dtype)
+        self._sampler = Sampler(settings.model, settings.template, settings.max_tokens, dtype=settings.dtype,
+                                stop=stop_strings(None, settings.template))
         reward = Reward(format=0.0, style=answer_style(None, settings.template),
                         allow_unsafe_sandbox=settings.allow_unsafe_sandbox)
         self._graders = Graders(reward, settings.max_tokens, workers)

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
 from srpo.batch import Sample
-from srpo.config import Config
+from srpo.config import Config, stop_strings
+from srpo.data.prompts import Tokenizer
 from srpo.megatron.step import Trainer
 from srpo.rollout.runner import choose_runner
 from srpo.rollout.seeds import stream
+from srpo.rollout.stop import StopStrings, add_request
 from srpo.rollout.weights import SharedWeights
 
 
@@ -29,10 +30,11 @@ class RolloutEngine:
     """A vLLM engine on the trainer's weights, asleep but between `wake` and `sleep`. `replica` of `replicas` says which
     prompts are this rank's; `current`, whether vLLM's weights are the trainer's."""
 
-    def __init__(self, config: Config, trainer: Trainer, stop_ids: list[int]):
+    def __init__(self, config: Config, trainer: Trainer, tokenizer: Tokenizer):
         self.replica = dist.get_rank() // config.rollout_ranks
         self.replicas = dist.get_world_size() // config.rollout_ranks
-        self.stop_ids = stop_ids
+        self.stop_ids = tokenizer.stop_ids
+        self.stop = StopStrings(stop_strings(config.rollout.stop, config.data.template), tokenizer)
         self.max_tokens = config.rollout.max_response_tokens
         self.seed = config.seed
         self._before: dict[str, Sample] = {}
@@ -86,10 +88,11 @@ class RolloutEngine:
                 if before.finished:
                     continue
                 self._before[f"{j} {i}"] = before
-                engine.add_request(f"{j} {i}", tokens_input([*prompt, *before.tokens.tolist()]), SamplingParams(
+                params = SamplingParams(
                     temperature=temperature, max_tokens=self.max_tokens - len(before.tokens),
                     stop_token_ids=self.stop_ids, seed=seed + j if self.on_cuda else None, logprobs=0,
-                    flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY))
+                    flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+                add_request(engine, f"{j} {i}", prompt, params, self.stop, before.tokens.tolist())
         while engine.has_unfinished_requests():
             yield dict(self._response(output) for output in engine.step())
 

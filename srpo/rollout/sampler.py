@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from vllm import LLM, SamplingParams
-from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 
 from srpo.data.prompts import Tokenizer
@@ -22,6 +21,7 @@ from srpo.data.schema import Problem
 from srpo.rollout.precision import own
 from srpo.rollout.runner import choose_runner
 from srpo.rollout.seeds import stream
+from srpo.rollout.stop import StopStrings, add_request
 
 MAX_PROMPT = 2048
 """Tokens of a prompt."""
@@ -40,12 +40,13 @@ class Completion:
 
 class Sampler:
     """A vLLM engine of its own; in a launch of several ranks, one over each `tensor` adjacent ones. `template` is as
-    data.template, `dtype` as vLLM's, but auto is the model's own also where that is float32."""
+    data.template, `dtype` as vLLM's, but auto is the model's own also where that is float32; `stop`: texts that end a
+    response, which keeps them."""
 
     def __init__(self, model: str, template: str, max_tokens: int, *, max_prompt: int = MAX_PROMPT, tensor: int = 1,
-                 dtype: str = "auto"):
+                 dtype: str = "auto", stop: Sequence[str] = ()):
         self._tokenizer = Tokenizer(model, template, max_prompt)
-        self._max_tokens = max_tokens
+        self._max_tokens, self._stop = max_tokens, StopStrings(stop, self._tokenizer)
         self._on_cuda = choose_runner()
         self._llm = LLM(model, dtype=own(Path(model)) if dtype == "auto" else dtype, seed=0, skip_tokenizer_init=True,
                         generation_config="vllm", use_tqdm_on_load=False, max_model_len=max_prompt + max_tokens,
@@ -68,10 +69,11 @@ class Sampler:
         engine = self._llm.llm_engine
         for i, tokens in prompts.items():
             for j in range(samples):
-                engine.add_request(f"{j} {i}", tokens_input(tokens), SamplingParams(
+                params = SamplingParams(
                     temperature=temperature, top_p=top_p, max_tokens=self._max_tokens,
                     stop_token_ids=self._tokenizer.stop_ids, seed=stream(seed, i) + j if self._on_cuda else None,
-                    detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY))
+                    detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+                add_request(engine, f"{j} {i}", tokens, params, self._stop)
         while engine.has_unfinished_requests():
             finished = {}
             for output in engine.step():

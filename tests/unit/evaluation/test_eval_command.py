@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from srpo.commands import eval as command_line
-from srpo.config import Config, answer_style
+from srpo.config import Config, answer_style, stop_strings
 from srpo.data import toy
 from srpo.data.schema import Problem
 from srpo.errors import UserError
@@ -138,8 +138,8 @@ def test_what_was_done_is_recorded(run, model: Path):
     summary = run(boxed("1"), "--samples", "1", "--temperature", "0.6", "--top-p", "0.9", "--seed", "7",
                   "--max-tokens", "40")
     assert summary["settings"] == {"samples": 1, "temperature": 0.6, "top_p": 0.9, "max_tokens": 40, "seed": 7,
-                                   "template": "plain", "style": "boxed", "chunk": 256, "tensor": 1,
-                                   "dtype": "auto"}
+                                   "template": "plain", "style": "boxed", "stop": [], "chunk": 256,
+                                   "tensor": 1, "dtype": "auto"}
     assert summary["model"]["target"] == str(model) and len(summary["model"]["sha256"]) == 64
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(summary["model"]["files"])
     assert {"vllm", "torch", "transformers", "srpo", "python", "device"} == set(summary["versions"])
@@ -264,6 +264,7 @@ def test_a_finished_run_brings_its_settings(run, tmp_path: Path, model: Path):
         3, 0.7, 50, "plain", "think_answer")
     assert summary["data"]["set"]["no_answer"] == 1.0  # the box is inside the thinking
     assert says.given["args"] == (str(folder / "hf"), "plain", 50) and says.given["dtype"] == "float32"
+    assert says.given["stop"] == s["stop"] == []
 
 
 @pytest.mark.parametrize(("template", "style"), [
@@ -277,6 +278,22 @@ def test_an_answer_style_that_is_left_open_is_that_of_training(template: str, st
     boxed = Config.model_validate({**sections, "reward": {"style": "boxed"}})
     assert answer_style(boxed.reward.style, template) == settle({}, boxed).style == "boxed"
     assert settle({"template": template}, boxed).style == style  # the run's was for its own template
+
+
+@pytest.mark.parametrize(("template", "of_run", "said", "stop"), [
+    ("srpo", None, [], ["</answer>"]), ("plain", None, [], []), ("chat", None, [], []),
+    ("srpo", ["User:"], [], ["User:"]), ("srpo", [], [], []), ("plain", ["."], [], ["."]),
+    ("plain", ["."], ["--stop", "a b", "c"], ["a b", "c"]), ("srpo", None, ["--stop"], []),
+    ("plain", ["."], ["--template", "srpo"], ["</answer>"]),
+])
+def test_stop_strings_are_those_of_training(template: str, of_run: list[str] | None, said: list[str], stop: list[str]):
+    config = Config.model_validate({
+        "run": "r", "model": {"path": "m"}, "data": {"train": ["t"], "template": template}, "rollout": {"stop": of_run},
+        "stages": [{"name": "a", "domains": ["math"], "until": "steps", "steps": 1}]})
+    given = vars(arguments("MODEL", "--data", "x", "--out", "y", *said))
+    assert settle({name: given[name] for name in ("template", "stop")}, config).stop == stop
+    if not said:
+        assert stop_strings(of_run, template) == stop
 
 
 def test_a_run_that_goes_on_is_exported_once(run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):

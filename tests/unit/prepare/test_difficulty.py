@@ -33,8 +33,8 @@ def model(monkeypatch: pytest.MonkeyPatch):
                 texts = next(a for key, a in answers.items() if key in problem.prompt)[:samples]
                 yield {(problem.id, j): SimpleNamespace(text=t, tokens=1, truncated=False) for j, t in enumerate(texts)}
 
-        def start(*args, dtype):
-            assert dtype == "float16"
+        def start(model, template, max_tokens, *, dtype, stop):
+            assert dtype == "float16" and stop == (["</answer>"] if template == "srpo" else [])
             return SimpleNamespace(generate=generate)
 
         sampler = SimpleNamespace(Sampler=start)
