@@ -1,4 +1,4 @@
-"""Which values of srpo_kernels.tiles are fastest on this GPU, for the Triton kernels.
+"""Which values of srpo_kernels.tiles, and which tile of csrc/cuda/shape.h, are fastest on this GPU.
 
     python -m benchmarks.bench_tiles [--filter REGEX] [--out FILE.json]
 
@@ -27,110 +27,17 @@ from unittest import mock
 import torch
 import triton
 from srpo_kernels import tiles, triton_advantage, triton_ops, triton_rows
-from srpo_kernels.tiles import Block, Share, Tile
+from srpo_kernels.tiles import Share, Tile
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from benchmarks import compare, static_triton, timing
+from benchmarks import compare, cuda_tile, static_triton, timing
+from benchmarks.gpu_host import tool
 from benchmarks.inputs import DTYPES, GROUP
+from benchmarks.tile_fields import CUDA, FIELDS, Problem, Value, loss
 
-ROWS, WIDE, SMALL, ROUNDS = 8192, 152064, 49152, 50
+ROWS, ROUNDS = 8192, 50
 TABLE, AGAIN = "srpo", "srpo again"
-TEMPERATURE = 0.8
-
-
-class Problem:
-    """Tensors of one case. `logits` stay, `working` is written over."""
-
-    def __init__(self, dtype: str, rows: int, vocab: int, device: torch.device) -> None:
-        generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int, scale: float = 1.0, to: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=to, device=device).normal_(0, scale, generator=generator)
-
-        self.logits = normal(rows, vocab, scale=3, to=DTYPES[dtype])
-        self.working = self.logits.clone()
-        self.tokens = torch.randint(vocab, (rows,), device=device, generator=generator)
-        self.advantages = normal(rows)
-        self.weights = torch.ones(rows, device=device)
-        self.statistics = triton_ops.logprob_statistics(self.logits, self.tokens, TEMPERATURE, vocab)
-        self.grad = normal(rows, 4) / self.statistics[:, 1:2]
-        self.offsets = torch.arange(0, rows + 1, GROUP, device=device)
-
-    def restore(self) -> None:
-        self.working.copy_(self.logits)
-
-
-def statistics(x: Problem) -> tuple[Tensor, ...]:
-    return (triton_ops.logprob_statistics(x.logits, x.tokens, TEMPERATURE, x.logits.shape[1]),)
-
-
-def gradient(x: Problem) -> tuple[Tensor, ...]:
-    triton_ops.logprob_statistics_backward_(
-        x.grad, x.statistics, x.working, x.tokens, TEMPERATURE, x.working.shape[1])
-    return (x.working,)
-
-
-def _loss_arguments(x: Problem) -> tuple[Any, ...]:
-    """On-policy, as DAPO: no row is clipped, so that every one has a gradient."""
-    return (x.tokens, x.advantages, x.weights, None, None, None, TEMPERATURE, x.logits.shape[1], 0.2, 0.28,
-            float("inf"), False, 3, 0.0, 0.0, float("inf"))
-
-
-def loss_forward(x: Problem) -> tuple[Tensor, ...]:
-    return triton_ops.policy_loss_rows(x.logits, *_loss_arguments(x), False)[:2]
-
-
-def loss(x: Problem) -> tuple[Tensor, ...]:
-    return *triton_ops.policy_loss_rows_(x.working, *_loss_arguments(x)), x.working
-
-
-def scale(x: Problem) -> tuple[Tensor, ...]:
-    triton_ops.scale_rows_(x.working, x.advantages)
-    return (x.working,)
-
-
-def advantage(x: Problem) -> tuple[Tensor, ...]:
-    return (triton_advantage.group_advantage(x.advantages, x.offsets, True, 1e-6, False, None)[0],)
-
-
-class Field(NamedTuple):
-    """Of tiles.Tiles: the function whose kernel it concerns, what to try, and [dtype, vocabulary] to try it with."""
-
-    function: Callable[[Problem], tuple[Tensor, ...]]
-    kernel: str
-    floor: str
-    """The ceiling (timing.Ceilings) that a call of the function cannot beat."""
-    candidates: tuple[Any, ...]
-    cases: tuple[tuple[str, int], ...]
-
-
-def _tiles(*sizes: tuple[int, int, int]) -> tuple[Tile, ...]:
-    return tuple(Tile(*size, chosen_by="") for size in sizes)
-
-
-# By vectors of a thread, warps of a program, and programs. Larger ones spill, and of the loss the last two do.
-CORE = _tiles((1, 8, 4), (4, 8, 2), (4, 8, 3), (8, 8, 2), (2, 16, 2), (4, 16, 1), (2, 32, 1), (2, 4, 8))
-SWEEP = (*CORE, *_tiles((1, 8, 8), (2, 8, 6)))
-THREE = (("bf16", WIDE), ("bf16", SMALL), ("fp32", WIDE))
-FIELDS = {
-    "statistics": Field(statistics, "statistics_kernel", "read", SWEEP, THREE),
-    "gradient": Field(gradient, "statistics_gradient_kernel", "copy", SWEEP, THREE),
-    "loss_forward": Field(loss_forward, "policy_loss_kernel", "read", CORE, THREE),
-    # Two programs have more live rows than the cache holds: they are here to see whether that matters.
-    "loss": Field(loss, "policy_loss_kernel", "copy",
-                  _tiles((1, 16, 1), (2, 16, 1), (1, 32, 1), (2, 32, 1), (4, 8, 1), (8, 8, 1), (4, 8, 2), (2, 16, 2)),
-                  (("bf16", WIDE), ("fp32", WIDE))),
-    "loss_small": Field(loss, "policy_loss_kernel", "copy",
-                        _tiles((2, 8, 2), (1, 16, 2), (2, 16, 2), (4, 16, 1), (2, 4, 4), (4, 4, 4), (2, 8, 3),
-                               (1, 8, 4), (2, 8, 4)), (("bf16", SMALL), ("fp32", 32768))),
-    # A vocabulary of 0: one whose rows take each share of this device's cache.
-    "l2_share": Field(loss, "policy_loss_kernel", "copy",
-                      tuple(Share(share, "") for share in (0.5, 0.625, 0.875, 1.0, 1.25)), (("bf16", 0),)),
-    "scale": Field(scale, "scale_kernel", "copy", SWEEP, (("bf16", WIDE), ("bf16", SMALL))),
-    "advantage": Field(advantage, "group_advantage_kernel", "launch",
-                       tuple(Block(threads, "") for threads in (32, 64, 256, 512)), (("fp32", 1),)),
-}
 
 
 class Case(NamedTuple):
@@ -144,16 +51,17 @@ class Case(NamedTuple):
         return f"tiles {self.field} {self.dtype} {self.rows}x{self.vocab}"
 
     def work(self) -> dict[str, float]:
-        """Bytes by kind of ceiling."""
-        kind = FIELDS[self.field].floor
+        """Bytes, or launches, by kind of ceiling."""
         read = self.rows * self.vocab * DTYPES[self.dtype].itemsize
-        return {kind: {"read": read, "copy": 2 * read, "launch": 1}[kind]}
+        return {kind: {"read": read, "copy": 2 * read, "launch": 1}[kind] for kind in FIELDS[self.field].floor}
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
     found = []
     here = tiles.device(device)
     for name, field in FIELDS.items():
+        if name == CUDA and (device.type == "cpu" or tool("nvcc") is None):
+            continue
         for dtype, vocab in field.cases:
             row = here.tiles.loss_small.programs * here.processors * DTYPES[dtype].itemsize
             widths = [vocab] if vocab else [
@@ -165,23 +73,47 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     return list(dict.fromkeys(found))
 
 
-def name_of(value: Tile | Share | Block) -> str:
+def name_of(value: Value) -> str:
     return "x".join(f"{part:g}" for part in value[:-1])
 
 
+def current(device: torch.device, field: str) -> Any:
+    return cuda_tile.in_shape_h() if field == CUDA else getattr(tiles.device(device).tiles, field)
+
+
 @contextmanager
-def chosen(device: torch.device, field: str, value: Any) -> Iterator[None]:
+def chosen(x: Problem, field: str, value: Any) -> Iterator[None]:
     """This value in the table; and of the policy loss's tiles the one that is asked for."""
-    here = tiles.device(device)
+    here = tiles.device(x.logits.device)
+    if field == CUDA:
+        x.library = cuda_tile.build(value, ".".join(map(str, here.capability)))
+        yield
+        return
     share = {"loss": Share(0.0, ""), "loss_small": Share(float("inf"), "")}.get(field, here.tiles.l2_share)
     with mock.patch.dict(tiles.TABLE, {here.capability: here.tiles._replace(**{"l2_share": share, field: value})}):
         yield
 
 
-def compiled_by(kernel: Any, call: Callable[[], Any]) -> tuple[Any, Any]:
-    """What a call returns, and the kernel as compiled for it; None from the interpreter."""
-    if triton_ops.INTERPRETED:
-        return call(), None
+class Compiled(NamedTuple):
+    registers: int
+    spills: int
+
+
+def launch(x: Problem, field: str, value: Any) -> tuple[tuple[Tensor, ...], Compiled | None]:
+    """Results, and what the compiler made of the kernel; the interpreter says nothing of that."""
+    function = FIELDS[field].function
+    with chosen(x, field, value):
+        if field == CUDA:
+            return function(x), Compiled(x.library.registers, x.library.spills)
+        if triton_ops.INTERPRETED:
+            return function(x), None
+        kernel = getattr(triton_advantage if field == "advantage" else triton_rows, FIELDS[field].kernel)
+        results, compiled = launched_by(kernel, lambda: function(x))
+        return results, Compiled(compiled.n_regs, compiled.n_spills)
+
+
+def launched_by(kernel: Any, call: Callable[[], Any]) -> tuple[Any, Any]:
+    """What a call returns, and the kernel as it was compiled for it."""
     launched: list[Any] = []
     run = kernel.run
 
@@ -194,10 +126,10 @@ def compiled_by(kernel: Any, call: Callable[[], Any]) -> tuple[Any, Any]:
     return result, launched[-1]
 
 
-def unfit(device: torch.device, value: Any, registers: int, spills: int) -> str | None:
+def unfit(device: torch.device, value: Value, registers: int, spills: int) -> str | None:
     """Why a candidate is out of the question."""
     if spills:
-        return f"spills {spills} registers"
+        return "spills"
     if isinstance(value, Tile):
         properties = torch.cuda.get_device_properties(device)
         threads = 32 * value.warps * value.programs
@@ -224,36 +156,41 @@ def difference(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> float:
     return worst
 
 
-def measure(case: Case, clock: timing.Clock, stream: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for the table's value, first, and one for each candidate; one that is left out has a "reason"."""
-    field, device, work = FIELDS[case.field], clock.device, case.work()
-    kernel = getattr(triton_advantage if case.field == "advantage" else triton_rows, field.kernel)
-    x = Problem(case.dtype, case.rows, case.vocab, device)
-    current = getattr(tiles.device(device).tiles, case.field)
-    values = {TABLE: current, AGAIN: current} | {
-        name_of(value): value for value in field.candidates if value[:-1] != current[:-1]}
-    rows: dict[str, dict[str, Any]] = {}
+def tried(x: Problem, case: Case, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A row for each value after one launch, with a "reason" where it is left out. Raises AssertionError for one whose
+    results are not the first one's."""
+    device, rows = x.logits.device, {}
     want: tuple[Tensor, ...] = ()
     for name, value in values.items():
-        rows[name] = {"case": case.label, "implementation": name, "value": value._asdict()}
+        row: dict[str, Any] = {"case": case.label, "implementation": name, "value": value._asdict()}
+        rows[name] = row
         x.restore()
         try:
-            with chosen(device, case.field, value):
-                got, compiled = compiled_by(kernel, lambda: field.function(x))
+            got, compiled = launch(x, case.field, value)
         except OutOfResources as error:
-            rows[name]["reason"] = str(error)
+            row["reason"] = str(error)
             continue
         if compiled is not None:
-            rows[name] |= {"registers": compiled.n_regs, "spills": compiled.n_spills}
-            reason = unfit(device, value, compiled.n_regs, compiled.n_spills)
-            if reason and value is not current:
-                rows[name]["reason"] = reason
+            row |= compiled._asdict()
+            reason = unfit(device, value, *compiled)
+            if reason and value is not values[TABLE]:
+                row["reason"] = reason
         if not want:
             want = tuple(result.clone() for result in got)
         elif (wrong := difference(got, want)) > 1 or wrong != wrong:
-            raise AssertionError(f"{case.label}: {name} differs from {name_of(current)} by {wrong:.3g} of what it may")
+            raise AssertionError(f"{case.label}: {name} is {wrong:.3g} times as far off the table's value as it may be")
         del got
-    del want
+    return rows
+
+
+def measure(case: Case, clock: timing.Clock, stream: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for the table's value, first, and one for each candidate; one that is left out has a "reason"."""
+    field, work = FIELDS[case.field], case.work()
+    x = Problem(case.dtype, case.rows, case.vocab, clock.device)
+    now = current(clock.device, case.field)
+    values = {TABLE: now, AGAIN: now} | {
+        name_of(value): value for value in field.candidates if value[:-1] != now[:-1]}
+    rows = tried(x, case, values)
 
     ceilings = timing.Ceilings(clock, set(work), stream)
     names = [name for name in rows if "reason" not in rows[name]]
@@ -263,7 +200,7 @@ def measure(case: Case, clock: timing.Clock, stream: int, rounds: int) -> list[d
         first = index % len(names)
         for name in names[first:] + names[:first]:
             x.restore()
-            with chosen(device, case.field, values[name]):
+            with chosen(x, case.field, values[name]):
                 sample[name] = clock(lambda: field.function(x))
         samples.append(sample)
 
@@ -280,9 +217,9 @@ def measure(case: Case, clock: timing.Clock, stream: int, rounds: int) -> list[d
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    current = rows[0]
-    floor = current["seconds"] / current["ratios"]["to_floor"]
-    lines = [f"\n{current['case']}: floor {floor * 1e3:.3f} ms, spread {current['spread']:.2%}",
+    ours = rows[0]
+    floor = ours["seconds"] / ours["ratios"]["to_floor"]
+    lines = [f"\n{ours['case']}: floor {floor * 1e3:.3f} ms, spread {ours['spread']:.2%}",
              f"{'':12}{'registers':>10}{'spills':>8}{'ms':>9}{'x floor':>9}{'x table':>9}"]
     for row in rows:
         name = "x".join(f"{part:g}" for part in list(row["value"].values())[:-1])
@@ -290,11 +227,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         ratios = row.get("ratios", {})
         lines.append(line + (f"  {row['reason']}" if "reason" in row else
                              f"{row['seconds'] * 1e3:9.3f}{ratios['to_floor']:9.3f}{ratios.get('to_table', 1.0):9.3f}")
-                     + ("  in the table" if row is current else ""))
+                     + ("  in the table" if row is ours else ""))
     return "\n".join(lines)
 
 
-def better(field: str, by_case: list[list[dict[str, Any]]]) -> Tile | Share | Block | None:
+def better(field: str, by_case: list[list[dict[str, Any]]]) -> Value | None:
     """The candidate that is ahead of the table's value in a case of this field, behind in none, and fastest over all
     of them. By more than the spread, which two timings of one value differ by."""
     best, least = None, 1.0
@@ -308,7 +245,9 @@ def better(field: str, by_case: list[list[dict[str, Any]]]) -> Tile | Share | Bl
     return best
 
 
-def line_for(field: str, value: Tile | Share | Block) -> str:
+def line_for(field: str, value: Value) -> str:
+    if field == CUDA:
+        return f"#define SRPO_TILE {{{', '.join(map(str, value[:-1]))}}}"
     of = value._replace(chosen_by=f"{date.today()} tiles: {field}")
     return f"{field}={type(of).__name__}({', '.join(f'{name}={part!r}' for name, part in of._asdict().items())}),"
 
@@ -316,7 +255,7 @@ def line_for(field: str, value: Tile | Share | Block) -> str:
 def report_compiled() -> None:
     structures = {"loss_forward": {**static_triton.LOSS, "NEEDS_GRAD": False}}
     for name, field in FIELDS.items():
-        for value in (getattr(tiles.TABLE[tiles.DEFAULT], name), *field.candidates):
+        for value in (current(torch.device("cpu"), name), *field.candidates):
             if isinstance(value, Tile):
                 structure = structures.get(name, static_triton.LOSS if field.function is loss else {})
                 for dtype in ("bf16", "fp32"):

@@ -68,9 +68,10 @@ STEPS = [
          limit=460),
     Step("bench-linear-memory", "PYTHON -m benchmarks.step_memory cuda 0 32768x152064x5120"),
     # Other tiles than the ones that were just measured.
-    *(Step(f"tiles-{name}", f"PYTHON -m benchmarks.bench_tiles --filter ' ({fields}) ' --out OUT/NAME.json", limit=460)
-      for name, fields in (("statistics", "statistics|gradient"), ("loss", "loss|loss_small|l2_share"),
-                           ("rest", "loss_forward|scale|advantage"))),
+    *(Step(f"tiles-{name}", f"PYTHON -m benchmarks.bench_tiles --filter ' ({fields}) ' --out OUT/NAME.json", needs, 460)
+      for name, fields, needs in (
+          ("statistics", "statistics|gradient", ()), ("loss", "loss|loss_small|l2_share", ()),
+          ("rest", "loss_forward|scale|advantage", ()), ("cuda", "cuda", ("tool:nvcc",)))),
 
     # The trainer.
     *(Step(name, f"{TESTS} {file}", ("module:pytest", *ENGINE), 460) for name, file in (

@@ -2,11 +2,11 @@
 memory, and instructions an element of the main loop (the smallest loop around the 16-byte loads, with the branches
 inside it that are rarely taken, as the target's in the gradient).
 
-    python -m benchmarks.static_cuda [--out FILE]
+    python -m benchmarks.static_cuda [--out FILE] [--tile THREADS,UNROLL,BLOCKS]
 
 compiles csrc/cuda for sm_90a, prints a table and writes it as JSON; also says whether it compiles for sm_80 and sm_100,
-and the host side. Instructions are counted only where there is a cuobjdump: CUDA's or the one that comes with Triton.
-Exits 2 without nvcc, 1 where something does not compile.
+and the host side. Instructions are counted only where there is a cuobjdump: CUDA's
+or Triton's. Exits 2 without nvcc, 1 where something does not compile.
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ def target(arch: str) -> str:
     return f"-gencode=arch=compute_{number},code=sm_{number}"
 
 
+def with_tile(tile: str, folder: Path) -> list[str]:
+    """Flags that put "threads, unroll, blocks" in place of csrc/cuda/shape.h's tile. (nvcc splits a -D at commas.)"""
+    header = folder / "tile.h"
+    header.write_text(f"#define SRPO_TILE {{{tile}}}\n")
+    return ["-include", str(header)]
+
+
 def by_kernel(text: str, header: str) -> dict[tuple[str, str], str]:
     """The part of `text` after each header that ends in a kernel's symbol."""
     parts = re.split(header + r"'?(\w+)", text)
@@ -91,13 +98,13 @@ def disassembler() -> str | None:
     return found
 
 
-def analyse(nvcc: str, arch: str, folder: Path) -> list[Kernel]:
+def analyse(nvcc: str, arch: str, folder: Path, *flags: str) -> list[Kernel]:
     cubin, ptx = folder / "kernels.cubin", folder / "kernels.ptx"
     source = SOURCES / "logprob.cu"
-    usage = by_kernel(compile_source(nvcc, source, cubin, target(arch), "-cubin", "-Xptxas", "-v"),
+    usage = by_kernel(compile_source(nvcc, source, cubin, target(arch), "-cubin", "-Xptxas", "-v", *flags),
                       "Compiling entry function ")
     virtual = f"-arch=compute_{arch.replace('.', '')}"
-    compile_source(nvcc, source, ptx, virtual, "-ptx")
+    compile_source(nvcc, source, ptx, virtual, "-ptx", *flags)
     assembly = by_kernel(ptx.read_text(), r"\.entry ")
     tool = disassembler()
     dump = subprocess.run([tool, "-sass", cubin], check=True, capture_output=True, text=True).stdout if tool else ""
@@ -157,7 +164,8 @@ def table(kernels: list[Kernel]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where to write the JSON")
-    out = parser.parse_args().out
+    parser.add_argument("--tile", metavar="THREADS,UNROLL,BLOCKS", help="instead of csrc/cuda/shape.h's")
+    options = parser.parse_args()
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         print("no nvcc on PATH: install the CUDA toolkit to compile the kernels", file=sys.stderr)
@@ -165,7 +173,8 @@ def main() -> int:
     version = re.search(r"V([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            kernels = analyse(nvcc, "9.0a", Path(folder))
+            flags = with_tile(options.tile, Path(folder)) if options.tile else []
+            kernels = analyse(nvcc, "9.0a", Path(folder), *flags)
             others = compiles(nvcc, Path(folder))
     except subprocess.CalledProcessError as error:
         print(error.stderr, file=sys.stderr)
@@ -174,8 +183,8 @@ def main() -> int:
     print("compiles: " + ", ".join(f"{what} {answer}" for what, answer in others.items()))
     report = {"nvcc": version[1] if version else "unknown", "target": "sm_90a", "also_compiles": others,
               "kernels": [asdict(kernel) for kernel in kernels]}
-    if out:
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -13,12 +13,24 @@ struct Half {
   uint16_t bits;
 };
 
-constexpr int kThreads = 256;
+// What is tuned; kernels/srpo_kernels/tiles.py is the Triton kernels' table. One entry for every architecture, as host
+// and device must agree on it and a build may hold code for several. SRPO_TILE: another one, to try it
+// (benchmarks/static_cuda.py --tile, benchmarks/bench_tiles.py).
+struct Tile {
+  int threads;  // of a block
+  int unroll;   // vectors of 16 bytes that a thread loads at once
+  int blocks;   // resident on a multiprocessor, for which __launch_bounds__ keeps registers
+};
+#ifndef SRPO_TILE
+// Chosen by compiling for sm_90a (docs/performance.md): no spills in 64 registers, and enough in flight to cover the
+// memory's latency, 4 loads of 16 bytes x 256 threads x 4 blocks = 64 KiB a multiprocessor. Not measured.
+#define SRPO_TILE {256, 4, 4}
+#endif
+constexpr Tile kTile = SRPO_TILE;
+constexpr int kThreads = kTile.threads;
 constexpr int kWarps = kThreads / 32;
-// Enough bytes in flight to cover the memory's latency: 4 loads of 16 bytes x 256 threads x 4 blocks = 64 KiB a
-// multiprocessor, at up to 64 registers a thread.
-constexpr int kUnroll = 4;
-constexpr int kBlocksPerMultiprocessor = 4;
+constexpr int kUnroll = kTile.unroll;
+constexpr int kBlocksPerMultiprocessor = kTile.blocks;
 constexpr int kRound = kThreads * kUnroll;  // vectors of 16 bytes that a block loads at once
 // A row's sums are formed by segment, then over the segments in order, whichever block took which: a row's statistics
 // depend neither on how many rows come with it nor on the device.

@@ -4,6 +4,7 @@ there is one, and compared with the C++ operators on a GPU where there is one (n
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import torch
 from srpo_kernels import statistics as oracle
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
+
+from benchmarks.static_cuda import with_tile
 
 ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -111,14 +114,19 @@ class Emulation:
                   [rows.logits.data_ptr(), factors.data_ptr(), factors.stride(0)])
 
 
-@pytest.fixture(scope="module")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
-    library = tmp_path_factory.mktemp("emulation") / "rows.so"
+def emulate(library: Path, *flags: str) -> Emulation:
+    # Not unique: libraries with different tiles would share one's stacks.
     torch_headers = [f"-isystem{path}" for path in include_paths()]
     subprocess.run(["g++", "-std=c++20", "-O2", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC",
-                    "-Icsrc/cuda", *torch_headers, "tests/kernels/cuda_emulation.cpp", "-o", str(library)],
+                    "-fno-gnu-unique", "-Icsrc/cuda", *torch_headers, *flags, "tests/kernels/cuda_emulation.cpp", "-o",
+                    str(library)],
                    cwd=ROOT, check=True)
     return Emulation(library)
+
+
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+    return emulate(tmp_path_factory.mktemp("emulation") / "rows.so")
 
 
 def make(rows: int, width: int, dtype: torch.dtype = torch.float32, scale: float = 4.0) -> tuple[Tensor, Tensor]:
@@ -295,6 +303,18 @@ def test_scale(emulation: Emulation, dtype: torch.dtype, multiprocessors: int) -
     assert torch.equal(emulation.written == 1, changed) and torch.equal(emulation.read == 1, changed)
     emulation.scale(rows, torch.tensor([2.0]).expand(6), multiprocessors)
     assert (emulation.written == 1).all()
+
+
+@pytest.mark.parametrize("tile", ["128, 8, 6", "512, 2, 3"])
+def test_other_tiles_are_right(tile: str, tmp_path: Path) -> None:
+    """Those that benchmarks.bench_tiles tries, of few and many threads."""
+    other = emulate(tmp_path / "rows.so", *with_tile(tile, tmp_path))
+    for dtype, width, multiprocessors in itertools.product(DTYPES, (9, 40003), (ONE, MANY)):
+        grad, stats, logits, tokens, want = gradient_case(6, width, dtype, width, 0.8)
+        got = other.statistics(place(logits[1:]), tokens[1:], 0.8, multiprocessors=multiprocessors)
+        check_statistics(got, logits[1:], tokens[1:], 0.8)
+        got = other.gradient(grad, stats, place(logits), tokens, 0.8, multiprocessors=multiprocessors)
+        torch.testing.assert_close(got.double(), want, rtol=ROUNDING[dtype], atol=1e-7)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")

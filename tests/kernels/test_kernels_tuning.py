@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 import torch
 from srpo_kernels import tiles
 
-from benchmarks import bench_tiles, compare, gpu_report
+from benchmarks import bench_tiles, compare, cuda_tile, gpu_report
 from benchmarks.gpu_steps import STEPS
+from benchmarks.tile_fields import CUDA, FIELDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +32,8 @@ def test_every_candidate_is_launched_and_checked(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     document = json.loads(out.read_text())
     assert document["quick"] and not document["lines"]
-    for name, field in bench_tiles.FIELDS.items():
+    for name in tiles.Tiles._fields:
+        field = FIELDS[name]
         rows = [row for row in document["rows"] if row["case"].split()[1] == name]
         values = {row["implementation"]: row for row in rows}
         assert values.keys() == {"srpo", *map(bench_tiles.name_of, field.candidates)}
@@ -87,24 +90,37 @@ def test_what_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tile = tiles.Tile(k=2, warps=8, programs=4, chosen_by="")
     assert bench_tiles.unfit(device, tile, 64, 0) is None
     assert bench_tiles.unfit(device, tile, 65, 0) == "65 registers do not fit 4 times"
-    assert bench_tiles.unfit(device, tile, 64, 3) == "spills 3 registers"
+    assert bench_tiles.unfit(device, tile, 64, 3) == "spills"
     assert bench_tiles.unfit(device, tile._replace(programs=8), 32, 0) == "2048 threads do not fit"
     assert bench_tiles.unfit(device, tiles.Block(32, ""), 255, 0) is None
 
 
-def test_registers_are_those_of_the_kernel_that_was_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_tiles.triton_ops, "INTERPRETED", False)
-
+def test_registers_are_those_of_the_kernel_that_was_launched() -> None:
     class Kernel:
         def run(self, registers: int, *, grid: int) -> SimpleNamespace:
             return SimpleNamespace(n_regs=registers)
 
     kernel = Kernel()
-    result, compiled = bench_tiles.compiled_by(kernel, lambda: kernel.run(40, grid=1) and "result")
+    result, compiled = bench_tiles.launched_by(kernel, lambda: kernel.run(40, grid=1) and "result")
     assert result == "result" and compiled.n_regs == 40 and "run" not in vars(kernel)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+def test_the_cuda_kernels_are_built_with_another_tile() -> None:
+    library = cuda_tile.build(cuda_tile.CudaTile(128, 8, 6, ""), "9.0")
+    assert library.spills == 0 and 64 < library.registers <= 80
+    # 4 rows over 132 x 6 blocks: split into the segments of 2 x 128 x 8 vectors, 12 bytes each a thread.
+    assert library.functions.scratch(2, 4, 152064, 1.0, 132) == 4 * 10 * 128 * 12
+    assert library.functions.scratch(2, 800, 152064, 1.0, 132) == 0
+
+
+def test_the_tile_of_the_cuda_kernels_is_found() -> None:
+    tile = cuda_tile.in_shape_h()
+    assert tile.threads % 32 == 0 and tile.threads * tile.blocks <= 2048
+    assert bench_tiles.line_for(CUDA, tile) in (cuda_tile.SOURCES / "shape.h").read_text()
 
 
 def test_the_steps_of_gpu_check_cover_every_field() -> None:
     commands = " ".join(step.command for step in STEPS if step.name.startswith("tiles-"))
     named = [name for group in commands.split("' (")[1:] for name in group.split(") '")[0].split("|")]
-    assert sorted(named) == sorted(bench_tiles.FIELDS)
+    assert sorted(named) == sorted(FIELDS)
