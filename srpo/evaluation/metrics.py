@@ -14,6 +14,8 @@ MAX_SAMPLES = 1000
 """A problem's samples: the number of their subsets must be a float."""
 RESAMPLES = 10_000
 """Of the bootstrap."""
+BLOCK = 1 << 22
+"""Numbers that it holds at a time, 32 MiB and as much again for what it draws, unless a single resample has more."""
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -62,11 +64,13 @@ def _with_group(ways: Array, right: Array, size: int, quality: float, j: int) ->
 
 def intervals(values: Array, seed: int, level: float = 0.95) -> tuple[Array, Array]:
     """Low and high end [M] for the mean of each column of `values` [problems, M]: percentile bootstrap over problems,
-    the same resamples for every column. Samples of a problem are taken as they are."""
+    the same resamples for every column. Samples of a problem are taken as they are. The ends do not depend on BLOCK."""
     rng = np.random.default_rng(seed)
     n = len(values)
     # A column at a time would need the resamples again; a block of rows at a time bounds the memory.
-    means = np.concatenate([values[rng.integers(n, size=(RESAMPLES // 100, n))].mean(1) for _ in range(100)])
+    rows = max(1, BLOCK // values.size)
+    sizes = [min(rows, RESAMPLES - done) for done in range(0, RESAMPLES, rows)]
+    means = np.concatenate([values[rng.integers(n, size=(size, n))].mean(1) for size in sizes])
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail], axis=0)
     return low, high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,6 +12,7 @@ from math import comb
 import numpy as np
 import pytest
 
+from srpo.evaluation import metrics
 from srpo.evaluation.metrics import intervals, majority_at_k, pass_at_k
 
 
@@ -88,3 +90,18 @@ def test_intervals_cover_the_mean_and_repeat():
 def test_an_interval_of_one_problem_is_a_point():
     low, high = intervals(np.array([[0.25, 1.0]]), seed=1)
     assert low.tolist() == high.tolist() == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_intervals_hold_a_block_and_its_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, columns: int):
+    values = np.random.default_rng(1).random((501, columns))
+    drawn = values[np.random.default_rng(7).integers(501, size=(metrics.RESAMPLES, 501))].mean(1)
+    at_once = np.quantile(drawn, [0.025, 0.975], axis=0)
+    for block in (1 << 14, 1 << 17):
+        monkeypatch.setattr(metrics, "BLOCK", block)
+        tracemalloc.start()
+        ends = intervals(values, seed=7)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (np.array(ends) == at_once).all()
+        assert peak < 2 * 8 * block + 8 * 4 * metrics.RESAMPLES * columns + (1 << 20)  # beside the means, a few times
