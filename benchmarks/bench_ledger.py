@@ -148,7 +148,7 @@ def memory(field: str) -> float:
 
 def bare_table(file: Path) -> sqlite3.Connection:
     db = sqlite3.connect(file, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA journal_mode = TRUNCATE")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("CREATE TABLE rollouts (epoch, step, stage, prompt_id, sample, domain, correct, reward, tokens, "
                "truncated)")

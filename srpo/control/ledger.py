@@ -11,7 +11,9 @@ derived.
   is dropped takes part again in epoch `until`, or never. Those of epoch 0 were taken before the run saw any prompt.
 - events: what the run decided, in words.
 
-A step's rows are committed, and on the disk, before the optimizer sees the step. A checkpoint stores `position()`;
+A step's rows are committed, and on the disk, before the optimizer sees the step. The journal is a rollback journal: the
+run folder may be on a file system that hosts share, and a write-ahead log needs memory that only processes of one host
+share. A reader's lock keeps a transaction waiting, but not for longer than PATIENCE. A checkpoint stores `position()`;
 resuming from it deletes what came later, and since SQLite numbers a new row one above the largest, rows written
 again after a rollback are the same rows.
 """
@@ -19,10 +21,11 @@ again after a rollback are the same rows.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
@@ -32,6 +35,12 @@ from urllib.parse import quote
 
 from srpo.control.views import SQL
 from srpo.errors import UserError
+from srpo.files import replacing
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds that a transaction waits for readers, and a reader for a transaction."""
 
 VERSION = 2
 _SCHEMA = f"""
@@ -130,28 +139,23 @@ _values = attrgetter(*(f.name for f in fields(RolloutRow)))
 def connect(path: str | Path) -> sqlite3.Connection:
     """Open a run's ledger for reading, also while the run writes it; `path` is the file or the run's folder.
 
-    Neither the file nor its folder need be writable: a ledger that SQLite refuses to open there, for want of its
-    shared-memory file, is opened as immutable if no run has it open and all of its rows are in the one file. Raises
-    UserError when there is none, or it cannot be read.
+    Neither the file nor its folder need be writable. Raises UserError when there is none, or it cannot be read.
     """
     file = Path(path) / "ledger.sqlite" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise UserError(f"{path}: there is no {file}; give a run folder, or its ledger.sqlite")
-    uri = f"file:{quote(str(file))}?mode=ro"
     with _errors(file):
-        db = sqlite3.connect(uri, uri=True)
+        # Read-only: where locks do not reach from host to host, a reader could otherwise take the journal of a running
+        # transaction for what a killed run left, and undo it.
+        db = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, timeout=PATIENCE)
         try:
             _check_version(db, file)
         except sqlite3.OperationalError as e:
-            if e.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
                 raise
-            db.close()
-            log = file.with_name(f"{file.name}-wal")
-            if log.exists() and log.stat().st_size:
-                raise UserError(f"{file}: a run writes it, or was killed, and {log.name} beside it holds rows that can "
-                                "only be read from a folder you may write; copy both files to one") from None
-            db = sqlite3.connect(f"{uri}&immutable=1", uri=True)
-            _check_version(db, file)
+            raise UserError(f"{file}: cannot be read without being written: a run was killed in the middle of a "
+                            "transaction, or an older version of srpo wrote the file; start the run again, or copy it, "
+                            f"with all {file.name}-* beside it, and run `sqlite3 COPY .tables` once") from None
     return db
 
 
@@ -161,15 +165,19 @@ class Ledger:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
         with _errors(self.path):
-            # Transactions are explicit; FULL syncs the write-ahead log at every commit, so that a committed step
-            # survives a power cut too, and readers never block the run.
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            if self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-                _check_version(self._db, self.path)
-            self._db.executescript(_SCHEMA)
+            db = sqlite3.connect(self.path, isolation_level=None, timeout=PATIENCE)  # transactions are explicit
+            # A commit empties the journal and syncs that too: a committed step survives a power cut.
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA synchronous = FULL")
+            if db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                _check_version(db, self.path)
+            else:
+                db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            return db
 
     def append(self, rows: Sequence[RolloutRow], unused: Collection[str] = ()) -> None:
         """Commit the rows of one step in one durable transaction; its update does without the prompts `unused`. Raises
@@ -284,7 +292,7 @@ class Ledger:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with _errors(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield
             except BaseException:
@@ -293,6 +301,26 @@ class Ledger:
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+
+
+    def _begin(self) -> None:
+        """Take all locks now, so that no reader can come between the rows and their commit."""
+        try:
+            self._db.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as e:
+            if e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            self._leave_readers_behind()
+            self._db.execute("BEGIN EXCLUSIVE")
+
+    def _leave_readers_behind(self) -> None:
+        """Go on with a copy of the file in its place: whoever has the old one open keeps that, as it is."""
+        log.warning("%s: another process has been reading it for %d s and made the run wait; the run goes on with a "
+                    "copy, and that process sees nothing new until it opens the file again", self.path, PATIENCE)
+        with replacing(self.path) as part, closing(sqlite3.connect(part)) as copy:
+            self._db.backup(copy)
+        self._db.close()
+        self._db = self._open()
 
 
 def step_rewards(db: sqlite3.Connection, stage: str, last: float = math.inf) -> list[StepReward]:

@@ -1,7 +1,6 @@
 """The ledger: durable transactions, exact rollback, readable failures."""
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -108,14 +107,47 @@ def test_a_file_that_is_no_ledger(tmp_path):
         Ledger(tmp_path / "missing" / "ledger.sqlite")
 
 
-def test_a_reader_may_look_while_the_run_writes(ledger):
-    reader = Ledger(ledger.path)
+def test_readers_look_while_the_run_writes(ledger):
     ledger.append(step_rows(1))
-    cursor = reader.mean_lengths(range(1, 2))
-    next(cursor)
+    with closing(connect(ledger.path)) as reader:
+        for step in (2, 3):
+            ledger.append(step_rows(step))
+            assert reader.execute("SELECT MAX(step) FROM rollouts").fetchall() == [(step,)]
+
+
+def test_a_reader_that_does_not_end_keeps_what_it_reads_and_the_run_goes_on(ledger, monkeypatch, caplog):
+    """As `sqlite3 RUN/ledger.sqlite 'SELECT ...' | less`, left open."""
+    monkeypatch.setattr("srpo.control.ledger.PATIENCE", 0.05)
+    ledger = Ledger(ledger.path)
+    for step in (1, 2):
+        ledger.append(step_rows(step))
+    with closing(connect(ledger.path)) as reader:
+        rows = reader.execute("SELECT step FROM rollouts")
+        assert rows.fetchone() == (1,)
+        for step in (3, 4):
+            ledger.append(step_rows(step))
+        assert caplog.text.count("made the run wait") == 1
+        assert rows.fetchall() == [(1,)] * 3 + [(2,)] * 4
+    with closing(connect(ledger.path)) as reader:
+        assert reader.execute("SELECT COUNT(*), MAX(step) FROM rollouts").fetchall() == [(16, 4)]
+    assert {f.name for f in ledger.path.parent.iterdir()} == {"ledger.sqlite", "ledger.sqlite-journal"}
+    ledger.close()
+
+
+def test_no_file_is_shared_memory(ledger):
+    """A write-ahead log's index is, which hosts that share a disk do not share. What a log holds is taken over."""
+    ledger.append(step_rows(1))
+    ledger._db.execute("PRAGMA journal_mode = WAL")  # as older versions left it
     ledger.append(step_rows(2))
-    assert reader.position() != START
-    reader.close()
+    with closing(connect(ledger.path)) as reader:
+        assert reader.execute("SELECT MAX(step) FROM steps").fetchone() == (2,)
+    killed = ledger.path.parent / "killed"
+    killed.mkdir()
+    subprocess.run(["cp", ledger.path, f"{ledger.path}-wal", killed], check=True)
+    with closing(Ledger(killed / "ledger.sqlite")) as again:
+        assert again.position()["steps"] == 2
+        again.append(step_rows(3))
+        assert {f.name for f in killed.iterdir()} == {"ledger.sqlite", "ledger.sqlite-journal"}
 
 
 def test_a_committed_step_survives_kill(tmp_path):
@@ -262,27 +294,31 @@ try:
 except UserError as e:
     print(e)
 """
+KILLED = """
+import os, signal, sys
+from srpo.control.ledger import Ledger
+db = Ledger(sys.argv[1])._db
+db.execute("PRAGMA cache_size = 1")  # write before the commit
+db.execute("BEGIN")
+db.execute("UPDATE steps SET reward = 9")
+db.executemany("INSERT INTO events VALUES (1, 'half', ?)", [("x" * 1000,)] * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_a_reader_who_may_not_write_the_folder(ends):
-    """A ledger that its run closed is whole; one that was killed is not, and a reader must not take it for that."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_reader_who_may_not_write_the_folder(killed):
+    """A ledger whose run was killed in a transaction is not whole, and a reader must not take it for that."""
     with tempfile.TemporaryDirectory() as name:  # pytest's own is for its owner only
         folder = Path(name)
-        ledger = Ledger(folder / "ledger.sqlite")
-        ledger.append(step_rows(1))
-        if ends:
-            ledger.close()
-            folder.chmod(0o555)
-        else:
-            copy = folder / "killed"
-            copy.mkdir()
-            for suffix in ("", "-wal"):
-                shutil.copy(folder / f"ledger.sqlite{suffix}", copy)
-            folder.chmod(0o555)
-            folder = copy
-            folder.chmod(0o555)
+        with closing(Ledger(folder / "ledger.sqlite")) as ledger:
+            ledger.append(step_rows(1))
+        if killed:
+            subprocess.run([sys.executable, "-c", KILLED, str(ledger.path)])
+            assert (folder / "ledger.sqlite-journal").stat().st_size
+        folder.chmod(0o555)
         done = subprocess.run([sys.executable, "-c", READ, str(folder)], capture_output=True, text=True)
         said = done.stdout.strip()
-        assert said == "1" if ends else "ledger.sqlite-wal beside it holds rows" in said, done.stderr
-        assert sorted(os.listdir(folder)) == (["ledger.sqlite"] if ends else ["ledger.sqlite", "ledger.sqlite-wal"])
+        assert "a run was killed in the middle of a transaction" in said if killed else said == "1", done.stderr
+        with closing(Ledger(ledger.path)) as ledger:
+            assert ledger.step_rewards("s") == [StepReward(0.5, 4, 1)] and ledger.position()["events"] == 0
