@@ -71,6 +71,7 @@ def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
     if config.eval.every and not config.data.eval:
         raise UserError(f"eval.every = {config.eval.every}: has no effect without data.eval")
     _check_stages(config.stages)
+    _check_judge(config)
 
 
 def _check_training(p: Parallel, hf: dict[str, Any]) -> None:
@@ -148,6 +149,22 @@ def _check_stages(stages: list[Stage]) -> None:
         if stage.until == "plateau" and stage.max_steps is not None and stage.max_steps <= earliest:
             raise UserError(f"stages.{i}.max_steps = {stage.max_steps}: ends the stage before a plateau can be seen, "
                             f"after {earliest} steps; lower window and min_steps below it, or use until: steps")
+
+
+def _check_judge(config: Config) -> None:
+    """One function of the user's decides what is correct in domain other, which has no grader."""
+    judges = [(i, custom) for i, custom in enumerate(config.reward.custom) if custom.role == "correct"]
+    for i, custom in judges:
+        if i != judges[0][0]:
+            raise UserError(f"reward.custom.{i}.role = 'correct': reward.custom.{judges[0][0]} has it too, and one "
+                            "function decides; set it to bonus")
+        if custom.weight != 1:
+            raise UserError(f"reward.custom.{i}.weight = {custom.weight:g}: has no effect with role = 'correct'; set "
+                            "reward.accuracy")
+    for i, stage in enumerate(config.stages):
+        if "other" in stage.domains and not judges:
+            raise UserError(f"stages.{i}.domains = {stage.domains}: 'other' has no grader of ours; give a function in "
+                            "reward.custom the role correct")
 
 
 def _divides(key: str, size: int, what: str, total: int, shared: int | None = None) -> None:

@@ -193,6 +193,9 @@ class CustomReward(Section):
     """`module:function`, called as function(problem, response) -> float."""
     weight: float = 1.0
     """Multiplies the returned value."""
+    role: Literal["bonus", "correct"] = "bonus"
+    """bonus: a term of its own, of every response. correct: how right a response to a problem of domain `other` is,
+    from 0 to 1, as the graders of maths and code say it of theirs; reward.accuracy multiplies it."""
 
 
 class Reward(Section):
@@ -230,7 +233,7 @@ class Stage(Section):
 
     name: str
     """Shown in metrics and the ledger."""
-    domains: list[Literal["math", "code"]] = Field(min_length=1)
+    domains: list[Literal["math", "code", "other"]] = Field(min_length=1)
     """Which problems take part."""
     difficulty: list[Literal["easy", "medium", "hard"]] | None = Field(None, min_length=1)
     """Only problems that `srpo prepare --model` found to be this hard; unset: all, measured or not."""

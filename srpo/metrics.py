@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from srpo import comm
 from srpo.config import Config
+from srpo.data.schema import DOMAINS
 from srpo.errors import UserError
 from srpo.files import write_text
 from srpo.terminal import Terminal
@@ -35,22 +36,22 @@ PHASES = ("rollout", "reward", "update", "sync")
 
 METRICS = (
     "step", "epoch", "stage",
-    "reward/mean", "reward/std", "reward/math", "reward/code", "reward/failed", "accuracy/math", "accuracy/code",
-    "length/mean", "length/math", "length/code",
+    "reward/mean", "reward/std", *(f"reward/{domain}" for domain in DOMAINS), "reward/failed",
+    *(f"accuracy/{domain}" for domain in DOMAINS), "length/mean", *(f"length/{domain}" for domain in DOMAINS),
     "groups/zero_advantage", "groups/all_correct", "groups/all_wrong",
     "loss/policy", "policy/entropy", "policy/clip_frac", "policy/kl", "grad/norm", "optimizer/lr",
     "rollout/tokens_per_s", "rollout/truncated", "rollout/stale", "rollout/rounds", "rollout/discarded",
     "rollout/logprob_diff_mean", "rollout/logprob_diff_max", "train/tokens_per_s",
     "weights/aliased_bytes", "weights/moved_bytes",
     *(f"time/{phase}" for phase in PHASES), "time/step", "time/slowest_rank", "time/slowest_ratio",
-    "time/evaluation", "time/checkpoint", "eval/math", "eval/code",
+    "time/evaluation", "time/checkpoint", *(f"eval/{domain}" for domain in DOMAINS),
 )
 """Order of the keys in a line of metrics.jsonl; any other key follows in alphabetical order."""
 
 _COLUMNS: tuple[tuple[str, str, int, str], ...] = (
     ("step", "step", 6, "d"), ("stage", "stage", 12, "s"), ("epoch", "epoch", 5, "d"),
     ("reward", "reward/mean", 7, ".3f"),
-    ("acc/math", "accuracy/math", 8, ".3f"), ("acc/code", "accuracy/code", 8, ".3f"),
+    *((f"acc/{domain}", f"accuracy/{domain}", len(f"acc/{domain}"), ".3f") for domain in DOMAINS),
     ("length", "length/mean", 8, ",.1f"), ("zero-adv", "groups/zero_advantage", 8, ".1%"),
     ("tokens/s", "rollout/tokens_per_s", 9, ",.0f"), ("seconds", "time/step", 8, ".1f"),
 )
@@ -76,6 +77,8 @@ class Monitor:
         self._console = console or Terminal()
         self._progress = _progress(self._console) if self._console.is_terminal else None
         self._rows = 0
+        trained = {f"accuracy/{domain}" for stage in config.stages for domain in stage.domains}
+        self._columns = [c for c in _COLUMNS if not c[1].startswith("accuracy/") or c[1] in trained]
         self._before = _first_evaluation(self._path)
         self._gpu = _Gpu.find()
         self._summary_writer: Any = _summary_writer() if config.logging.tensorboard else None
@@ -208,10 +211,11 @@ class Monitor:
         if "reward/mean" in values:
             if self._progress:
                 if self._rows % _HEADER_EVERY == 0:
-                    self.note(" ".join(_pad(head, head, width) for head, _, width, _ in _COLUMNS))
-                self.note(" ".join(_pad(head, _cell(values, key, spec), width) for head, key, width, spec in _COLUMNS))
+                    self.note(" ".join(_pad(head, head, width) for head, _, width, _ in self._columns))
+                self.note(" ".join(_pad(head, _cell(values, key, spec), width)
+                                   for head, key, width, spec in self._columns))
             else:
-                cells = ((head, _cell(values, key, spec)) for head, key, _, spec in _COLUMNS)
+                cells = ((head, _cell(values, key, spec)) for head, key, _, spec in self._columns)
                 self.note("  ".join(f"{head} {text}" for head, text in cells if text))
             self._rows += 1
         now = {key: value for key, value in values.items() if key.startswith("eval/")}

@@ -90,7 +90,7 @@ class Run:
         self.files = {p.id: Path(file).name for file in config.data.eval for p in read_problems([file])}
         check_disjoint(problems, self.held_out)
         self.problems = {p.id: p for p in [*problems, *self.held_out]}
-        check_problems([*problems, *self.held_out])
+        check_problems([*problems, *self.held_out], config.reward.custom)
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.leads = self.rank % config.rollout_ranks == 0
         if self.leads:

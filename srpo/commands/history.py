@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
     history.add_argument("run", metavar="RUN", type=Path, help="run folder, or its ledger.sqlite")
     history.add_argument("--prompt", metavar="ID", help="everything about one prompt, epoch by epoch")
     history.add_argument("--epoch", metavar="N", type=int, help="only this epoch")
-    history.add_argument("--domain", metavar="NAME", help="only prompts of this domain, math or code")
+    history.add_argument("--domain", metavar="NAME", help="only prompts of this domain")
     history.add_argument("--limit", metavar="N", type=_positive, default=10, help="lines a table (%(default)s)")
     history.add_argument("--export", metavar="DIR|FILE", type=Path,
                          help="write instead: a folder gets every table and view as Parquet, a FILE.csv or "

@@ -1,28 +1,31 @@
 """What a problem is, and reading problems from JSONL and Parquet.
 
-One object a line: `id`, `domain` ("math" or "code"), `prompt`, and `answer` (math: the final answer) or `tests`
-(code: what the program must pass, see srpo/sandbox). Worked solutions for the warm start carry `response` too. The
-Parquet that `srpo prepare` writes has the same columns, `tests` as JSON text, what it measured (`difficulty`,
-`pass_rate`: the share of a model's responses that were right), and what training does not read: `source`, `solution`.
+One object a line: `id`, `domain`, `prompt`, and for "math" an `answer` (the final one), for "code" `tests` (what the
+program must pass, see srpo/sandbox), for "other" whatever a user's function reads (`reward.custom` with `role:
+correct`). Worked solutions for the warm start carry `response` too. The Parquet that `srpo prepare` writes has the same
+columns, `tests` as JSON text, what it measured (`difficulty`, `pass_rate`: the share of a model's responses that were
+right), and what training does not read: `source`, `solution`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import UserError
 
-DOMAINS = ("math", "code")
+DOMAINS = ("math", "code", "other")
 DIFFICULTIES = ("easy", "medium", "hard")
 _UNREAD = {"source", "solution"}
 
 
 @dataclass(frozen=True)
 class Problem:
+    """`extra`: of domain other, the fields that have no name here."""
+
     id: str
     domain: str
     prompt: str
@@ -31,6 +34,7 @@ class Problem:
     response: str | None = None
     difficulty: str | None = None
     pass_rate: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -> list[Problem]:
@@ -41,7 +45,7 @@ def read_problems(paths: Iterable[str | Path], *, need_response: bool = False) -
     for path in paths:
         before = len(problems)
         for where, row in (_table if str(path).endswith(".parquet") else _lines)(Path(path)):
-            problem = _problem(where, row, need_response)
+            problem = parse_problem(where, row, need_response=need_response)
             if problem.id in seen:
                 raise UserError(f"{where}: id {problem.id!r} was used before, at {seen[problem.id]}; make it unique")
             seen[problem.id] = where
@@ -101,12 +105,19 @@ def _table(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{path}: not valid Parquet: {e}") from None
 
 
-def _problem(where: str, row: Any, need_response: bool) -> Problem:
+def parse_problem(where: str, row: Any, *, need_response: bool = False) -> Problem:
+    """The problem in a row. Raises UserError that begins with `where` and names the field."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {type(row).__name__}")
-    row = {key: value for key, value in row.items() if key not in _UNREAD}
-    if unknown := sorted(set(row) - set(Problem.__dataclass_fields__)):
-        raise UserError(f"{where}: unknown field {unknown[0]!r}; fields: {', '.join(Problem.__dataclass_fields__)}")
+    known = set(Problem.__dataclass_fields__) - {"extra"}
+    extra = {}
+    if row.get("domain") == "other":
+        extra = {name: _json(value, f"{where}: field {name!r}") for name, value in row.items() if name not in known}
+        row = {name: value for name, value in row.items() if name in known}
+    row = {name: value for name, value in row.items() if name not in _UNREAD}
+    if unknown := sorted(set(row) - known):
+        names = ", ".join(name for name in Problem.__dataclass_fields__ if name in known)
+        raise UserError(f"{where}: unknown field {unknown[0]!r}; fields: {names}")
     needed: dict[str, type] = {"id": str, "domain": str, "prompt": str}
     if need_response:
         needed["response"] = str
@@ -114,13 +125,15 @@ def _problem(where: str, row: Any, need_response: bool) -> Problem:
         needed["answer"] = str
     elif row.get("domain") == "code":
         needed["tests"] = dict
-    for field, kind in needed.items():
-        if field not in row:
-            raise UserError(f"{where}: field {field!r} is missing")
-        if not isinstance(row[field], kind):
-            raise UserError(f"{where}: field {field!r} must be {kind.__name__}, found {type(row[field]).__name__}")
-        if not row[field]:
-            raise UserError(f"{where}: field {field!r} is empty")
+    elif row.get("domain") == "other":
+        needed |= {name: kind for name, kind in (("answer", str), ("tests", dict)) if name in row}
+    for name, kind in needed.items():
+        if name not in row:
+            raise UserError(f"{where}: field {name!r} is missing")
+        if not isinstance(row[name], kind):
+            raise UserError(f"{where}: field {name!r} must be {kind.__name__}, found {type(row[name]).__name__}")
+        if not row[name]:
+            raise UserError(f"{where}: field {name!r} is empty")
     if row["domain"] not in DOMAINS:
         raise UserError(f"{where}: domain = {row['domain']!r}; choose one of {', '.join(DOMAINS)}")
     if row.get("difficulty", DIFFICULTIES[0]) not in DIFFICULTIES:
@@ -128,4 +141,13 @@ def _problem(where: str, row: Any, need_response: bool) -> Problem:
     rate = row.get("pass_rate", 0.0)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
         raise UserError(f"{where}: pass_rate = {rate!r}; must be a number from 0 to 1")
-    return Problem(**row)
+    return Problem(**row, extra=extra)
+
+
+def _json(value: Any, what: str) -> Any:
+    """The value as it is; graders are told of it in JSON, and Parquet holds more than that."""
+    try:
+        json.dumps(value)
+    except TypeError as e:
+        raise UserError(f"{what}: {e}; write it as text or numbers") from None
+    return value

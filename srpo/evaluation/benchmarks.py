@@ -6,24 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from srpo.prepare.rows import Row
+from srpo.data.schema import Problem
 
 Record = dict[str, Any]
 
 
-def _maths(_: Record, row: Row, style: str) -> str:
+def _maths(_: Record, problem: Problem, style: str) -> str:
     """The sentence that instruct models know; with the srpo template it would contradict the template's own."""
     asks = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
-    return row.prompt + asks if style == "boxed" else row.prompt
+    return problem.prompt + asks if style == "boxed" else problem.prompt
 
 
-def _humaneval(record: Record, _row: Row, _style: str) -> str:
+def _humaneval(record: Record, _problem: Problem, _style: str) -> str:
     """EvalPlus's prompt for chat models."""
     return ("Please provide a self-contained Python script that solves the following problem in a markdown code "
             f"block:\n\n```python\n{record['prompt'].strip()}\n```")
 
 
-def _mbpp(record: Record, row: Row, _style: str) -> str:
+def _mbpp(record: Record, problem: Problem, _style: str) -> str:
     """Austin et al. 2021, arXiv 2108.07732, without examples: all three tests are shown."""
     tests = "\n".join(record["test_list"])
     question = record.get("text") or record["prompt"]
@@ -31,12 +31,12 @@ def _mbpp(record: Record, row: Row, _style: str) -> str:
             f"these tests:\n\n```python\n{tests}\n```")
 
 
-def _livecodebench(_record: Record, row: Row, _style: str) -> str:
+def _livecodebench(_record: Record, problem: Problem, _style: str) -> str:
     """LiveCodeBench's own request in short. Its `class Solution` is a plain function here (srpo/prepare/readers.py)."""
-    if (row.tests or {}).get("kind") == "function":
-        return row.prompt
-    return (f"{row.prompt}\n\nRead the inputs from stdin, solve the problem and write the answer to stdout. Give the "
-            "whole program in a markdown code block:\n\n```python\n# YOUR CODE HERE\n```")
+    if (problem.tests or {}).get("kind") == "function":
+        return problem.prompt
+    return (f"{problem.prompt}\n\nRead the inputs from stdin, solve the problem and write the answer to stdout. Give "
+            "the whole program in a markdown code block:\n\n```python\n# YOUR CODE HERE\n```")
 
 
 def _mbpp_test(record: Record) -> bool:
@@ -49,7 +49,7 @@ class Benchmark:
     """`source` is read as any other (srpo/prepare/files.py); `counts` says which records are in the test split."""
 
     source: str
-    prompt: Callable[[Record, Row, str], str]
+    prompt: Callable[[Record, Problem, str], str]
     counts: Callable[[Record], bool] = lambda record: True
     ignores: tuple[str, ...] = ()
     """Fields that are no part of the benchmark."""

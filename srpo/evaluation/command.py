@@ -91,7 +91,10 @@ def _prepare(args: Namespace) -> tuple[Ours, Plan]:
     if (ranks := dist.get_world_size()) % chosen.tensor:
         raise UserError(f"--tensor {chosen.tensor}: the number of ranks, {ranks}, is no multiple of it; start them "
                         f"with torchrun --nproc-per-node {chosen.tensor} -m srpo eval ...")
-    sets = data.read(args.data, args.data_dir, chosen.style)
+    reward = settings.reward(chosen, found.config, args.allow_unsafe_sandbox)
+    sets = data.read(args.data, args.data_dir, chosen.style, reward.custom)
+    if not any(p.domain == "other" for s in sets for p in s.problems):
+        reward = reward.model_copy(update={"custom": []})  # a user's function need not be here
     longest = _longest(found.folder, sets, chosen)
     identity = found.identity()
     versions = {name: _version(name) for name in ("vllm", "torch", "transformers")}
@@ -108,7 +111,6 @@ def _prepare(args: Namespace) -> tuple[Ours, Plan]:
         "data": {s.name: {"problems": len(s.problems), "sha256": s.digest, "files": s.files} for s in sets},
         "versions": versions | {"python": platform.python_version()}}
     done = chosen.samples * sum(len(chunk.problems) for chunk in every if chunk not in todo)
-    reward = settings.reward(chosen, found.config, args.allow_unsafe_sandbox)
     return Ours(lock, sets, ks, recorded), Plan(str(found.folder), chosen, reward, longest, todo, done)
 
 

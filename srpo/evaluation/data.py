@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from srpo.data.schema import DOMAINS, Problem
+from srpo.config import CustomReward
+from srpo.data.schema import DOMAINS, Problem, parse_problem
 from srpo.errors import UserError
 from srpo.evaluation.benchmarks import BENCHMARKS
 from srpo.prepare.files import SUFFIXES, files, records
@@ -28,14 +30,17 @@ class DataSet:
     digest: str
 
 
-def read(entries: Sequence[str], data_dir: Path | None, style: str) -> list[DataSet]:
-    """The data sets of `--data`, in order; `style` is as reward.style. Raises UserError for what is not there, cannot
-    be read or cannot be graded."""
+def read(entries: Sequence[str], data_dir: Path | None, style: str, custom: Sequence[CustomReward] = ()
+         ) -> list[DataSet]:
+    """The data sets of `--data`, in order; `style` and `custom` are as in reward. Raises UserError for what is not
+    there, cannot be read or cannot be graded."""
     named = [_named(entry) for entry in entries]
     for i, (name, _) in enumerate(named):
         if name in dict(named[:i]):
             raise UserError(f"--data {entries[i]}: there is a data set {name!r} already; write it as NAME={entries[i]}")
-    return [_data_set(name, *_files(name, source, data_dir), style) for name, source in named]
+    sets = [_data_set(name, *_files(name, source, data_dir), style) for name, source in named]
+    check_problems([p for s in sets for p in s.problems], custom)
+    return sets
 
 
 def _named(entry: str) -> tuple[str, str | None]:
@@ -102,23 +107,28 @@ def _data_set(name: str, source: str, paths: list[Path], style: str) -> DataSet:
                 except (KeyError, TypeError, ValueError):
                     raise UserError(f"{where}: not a record of {name}; fields: {', '.join(sorted(record))}") from None
                 record = {k: v for k, v in record.items() if k not in benchmark.ignores}
-            found = row(record, where, str(len(problems) + 1))
-            if found.domain not in DOMAINS:
-                raise UserError(f"{where}: domain = {found.domain!r}; choose one of {', '.join(DOMAINS)}")
-            id = f"{name}/{found.id.removeprefix(name + '/')}"
-            problem = Problem(id, found.domain, found.prompt, found.answer, found.tests)
+            problem = _problem(record, where, str(len(problems) + 1))
             if benchmark:
-                problem = replace(problem, prompt=benchmark.prompt(record, found, style))
-            if problem.id in problems:
-                raise UserError(f"{where}: id {found.id!r} was used before; make it unique")
-            problems[problem.id] = problem
+                problem = replace(problem, prompt=benchmark.prompt(record, problem, style))
+            id = f"{name}/{problem.id.removeprefix(name + '/')}"
+            if id in problems:
+                raise UserError(f"{where}: id {problem.id!r} was used before; make it unique")
+            problems[id] = replace(problem, id=id)
     if not problems:
         raise UserError(f"--data {name}: no problem of it in {source}")
-    check_problems(problems.values())
     digest = hashlib.sha256()
     for problem in problems.values():
         digest.update(json.dumps(vars(problem)).encode())
     return DataSet(name, list(problems.values()), {str(p): sha256(p) for p in paths}, digest.hexdigest())
+
+
+def _problem(record: dict[str, Any], where: str, number: str) -> Problem:
+    if record.get("domain") == "other":                       # with fields that no layout knows
+        return parse_problem(where, {"id": number} | {k: v for k, v in record.items() if v is not None})
+    found = row(record, where, number)
+    if found.domain not in DOMAINS:
+        raise UserError(f"{where}: domain = {found.domain!r}; choose one of {', '.join(DOMAINS)}")
+    return Problem(found.id, found.domain, found.prompt, found.answer, found.tests)
 
 
 def sha256(path: Path) -> str:

@@ -86,7 +86,9 @@ def _rows(chunk: Chunk, responses: dict[tuple[str, int], Completion], graded: di
 
 
 def extracted(problem: Problem, response: str, style: str) -> str | None:
-    """What the grader looks at (srpo/rewards/worker.py)."""
+    """What the grader looks at (srpo/rewards/worker.py); None also where it is a user's function, and knows itself."""
+    if problem.domain == "other":
+        return None
     if style == "think_answer" and "<think>" not in response:
         response = "<think>" + response                       # the prompt ended with it
     return (math_reward if problem.domain == "math" else code_reward).extract(response)

@@ -73,7 +73,8 @@ def settle(given: dict[str, Any], config: Config | None) -> Settings:
 def reward(settings: Settings, config: Config | None, allow_unsafe_sandbox: bool) -> Reward:
     """What the graders are told: the correctness of training and nothing else."""
     base = config.reward if config else Reward()
-    return Reward(format=0.0, style=settings.style, timeout=base.timeout,
+    judges = [custom for custom in base.custom if custom.role == "correct"]
+    return Reward(format=0.0, custom=judges, style=settings.style, timeout=base.timeout,
                   allow_unsafe_sandbox=allow_unsafe_sandbox or base.allow_unsafe_sandbox)
 
 

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 from srpo import sandbox
-from srpo.data.schema import DOMAINS
 from srpo.errors import UserError
 from srpo.prepare import code_rules, duplicates, math_rules, readers
 from srpo.prepare.clean import clean
@@ -22,10 +21,13 @@ RULES = {"math": math_rules.RULES, "code": code_rules.RULES}
 def filter_records(chunk: list[tuple[str, str, dict[str, Any]]], benchmarks: tuple[str, ...]) -> list[dict[str, Any]]:
     """A shard's rows as they are stored: the row's fields, and the rule that drops it or what duplicates are found by.
 
-    `chunk` holds (where, name, record). Raises UserError for a record of no known layout.
+    `chunk` holds (where, name, record). Raises UserError for a record of no known layout, or of domain other.
     """
     stored = []
     for where, name, record in chunk:
+        if record.get("domain") == "other":
+            raise UserError(f"{where}: domain = 'other': there are no rules for it, and its own fields would be lost; "
+                            "name the file in data.train as it is")
         row = clean(readers.row(record, where, name))
         rule, detail = _verdict(row, _benchmarks(benchmarks))
         fields = {**vars(row), "tests": json.dumps(row.tests) if row.tests else None, "rule": rule, "detail": detail}
@@ -53,8 +55,8 @@ def _verdict(row: Row, benchmarks: Benchmarks) -> tuple[str, str]:
 
 
 def _missing(row: Row) -> str:
-    if row.domain not in DOMAINS:
-        return f"domain = {row.domain!r}; choose one of {', '.join(DOMAINS)}"
+    if row.domain not in RULES:
+        return f"domain = {row.domain!r}; choose one of {', '.join(RULES)}"
     needed: dict[str, Callable[[], Any]] = {
         "prompt": lambda: row.prompt, "answer": lambda: row.domain == "code" or row.answer,
         "tests": lambda: row.domain == "math" or row.tests}

@@ -1,5 +1,6 @@
 """The reward of a response: accuracy x correct + format x well-formed - language x mixing - overlong + custom.
 
+What is correct, the graders of maths and code say, and in domain other the user's function with `role: correct`.
 A grader that hangs, dies, raises or returns what is no finite number costs its response a zero, counted as failed;
 a custom function that fails on `BROKEN` groups in a row is a mistake in the function and stops the run.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srpo import sandbox
-from srpo.config import Reward
+from srpo.config import CustomReward, Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import math
@@ -48,9 +49,18 @@ class Graded:
     answered: bool = True
 
 
-def check_problems(problems: Iterable[Problem]) -> None:
+def judge(custom: Sequence[CustomReward]) -> CustomReward:
+    """The function that decides what is correct in domain other. Raises UserError where there is none."""
+    for one in custom:
+        if one.role == "correct":
+            return one
+    raise UserError("domain = 'other': no function in reward.custom has role: correct")
+
+
+def check_problems(problems: Iterable[Problem], custom: Sequence[CustomReward] = ()) -> None:
     """Refuse problems that no response could be graded against, before a run spends hours to reach them: tests of an
-    unknown kind, without cases or with code that does not parse, answers that are empty or cannot be read.
+    unknown kind, without cases or with code that does not parse, answers that are empty or cannot be read, domain other
+    without a function of `custom` that decides.
 
     Seconds for 100,000 problems. Raises UserError naming the problem.
     """
@@ -58,6 +68,8 @@ def check_problems(problems: Iterable[Problem]) -> None:
         try:
             if problem.domain == "math":
                 math.check(problem.answer or "")
+            elif problem.domain == "other":
+                judge(custom)
             else:
                 sandbox.check(problem.tests or {})
         except UserError as e:
@@ -80,6 +92,7 @@ class Graders:
     """Grades responses in `workers` processes. Raises UserError when a custom function cannot be imported."""
 
     def __init__(self, reward: Reward, max_response_tokens: int, workers: int):
+        self._custom = reward.custom
         self._failing = {c.function: _Failing() for c in reward.custom}
         settings = {"reward": reward.model_dump(), "max_response_tokens": max_response_tokens}
         self._pool = Pool("srpo.rewards.worker", settings, workers, reward.timeout)
@@ -111,10 +124,13 @@ class Graders:
                             name, response.problem.id, why)
                 failed.setdefault(name, []).append((response.problem.id, why))
             if isinstance(answer, dict):
-                succeeded.update(answer["parts"])
+                succeeded |= self._called_for(response.problem) - {name for name, _ in failures}
             graded[key] = _failed(failures) if failures else _graded(answer)  # type: ignore[arg-type]
         self._heed(succeeded, failed)
         return graded
+
+    def _called_for(self, problem: Problem) -> set[str]:
+        return {c.function for c in self._custom if c.role == "bonus" or problem.domain == "other"}
 
     def _heed(self, succeeded: set[str], failed: dict[str, list[tuple[str, str]]]) -> None:
         """`failed`: (problem's id, error) of a call's responses, by function."""

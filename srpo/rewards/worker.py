@@ -15,15 +15,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from srpo.config import Reward
+from srpo.config import CustomReward, Reward
 from srpo.data.schema import Problem
 from srpo.errors import UserError
 from srpo.rewards import code as code_reward
 from srpo.rewards import math as math_reward
+from srpo.rewards.compose import judge
 from srpo.rewards.extract import Grade
 from srpo.rewards.format import well_formed
 from srpo.rewards.language import mixing
@@ -38,6 +40,10 @@ MAX_ERROR = 500
 """Characters of an error that are reported."""
 
 Custom = dict[str, Callable[[Problem, str], float]]
+
+
+class Failed(Exception):
+    """A user's function gave no value; the arguments are its name and why."""
 
 
 def main() -> None:
@@ -63,12 +69,13 @@ def main() -> None:
         except EOFError:
             return
         problem = Problem(**request["problem"])
+        call = partial(call_custom, functions, channel, problem, request["text"])
         try:
-            answer = parts(reward, problem, request["text"])
+            answer = parts(reward, problem, request["text"], call)
             if reward.overlong:
                 limit = settings["max_response_tokens"]
                 answer["parts"]["overlong"] = -overlong(request["tokens"], limit, reward.overlong)
-            custom_parts(functions, reward, problem, request["text"], answer, channel)
+            add_bonuses(reward, answer, call)
         except Refused as e:
             answer = {"error": str(e)}
         except UserError as e:
@@ -95,15 +102,22 @@ def load_functions(reward: Reward) -> Custom:
     return functions
 
 
-def parts(reward: Reward, problem: Problem, text: str) -> dict[str, Any]:
+def parts(reward: Reward, problem: Problem, text: str, call: Callable[[CustomReward], float]) -> dict[str, Any]:
     """Correctness and the built-in terms, weighted. Raises UserError for an unusable reference answer or test."""
     assert reward.style, "config.answer_style gives it"
     if reward.style == "think_answer" and "<think>" not in text:
         text = "<think>" + text                               # the prompt ended with it
     try:
-        accuracy = grade(problem, text, reward.timeout, fraction=reward.fraction)
+        if problem.domain == "other":
+            custom = judge(reward.custom)
+            value = call(custom)
+            accuracy = Grade(value, "", f"{custom.function}: {value:g}")  # it alone knows what it read of the text
+        else:
+            accuracy = grade(problem, text, reward.timeout, fraction=reward.fraction)
     except UserError:
         raise
+    except Failed as e:
+        return {"parts": {}, "errors": [list(e.args)]}
     except Exception as e:
         return {"parts": {}, "errors": [[problem.domain, describe(e)]]}
     terms = {"accuracy": reward.accuracy * accuracy.correct,
@@ -123,19 +137,28 @@ def grade(problem: Problem, text: str, timeout: float, *, fraction: bool) -> Gra
     return code_reward.grade(text, problem.tests or {}, limits, fraction=fraction)
 
 
-def custom_parts(functions: Custom, reward: Reward, problem: Problem, text: str, answer: dict[str, Any],
-                 channel: Connection) -> None:
-    """Add the user's terms to the answer, or the errors in their place."""
+def add_bonuses(reward: Reward, answer: dict[str, Any], call: Callable[[CustomReward], float]) -> None:
+    """Add the terms of the user's functions to the answer, or the errors in their place."""
     for custom in reward.custom:
-        send(channel, {"at": custom.function})
-        try:
-            value = float(functions[custom.function](problem, text))
-            if not math.isfinite(value):
-                raise ValueError(f"returned {value}")
-        except BaseException as e:  # SystemExit too: a user's function must not end the process
-            answer["errors"].append([custom.function, describe(e)])
-        else:
-            answer["parts"][custom.function] = custom.weight * value
+        if custom.role == "bonus":
+            try:
+                answer["parts"][custom.function] = custom.weight * call(custom)
+            except Failed as e:
+                answer["errors"].append(list(e.args))
+
+
+def call_custom(functions: Custom, channel: Connection, problem: Problem, text: str, custom: CustomReward) -> float:
+    """What a user's function returns for a response. Raises Failed."""
+    send(channel, {"at": custom.function})
+    try:
+        value = float(functions[custom.function](problem, text))
+        if not math.isfinite(value):
+            raise ValueError(f"returned {value}")
+        if custom.role == "correct" and not 0 <= value <= 1:
+            raise ValueError(f"returned {value:g}, which is not from 0 to 1")
+    except BaseException as e:  # SystemExit too: a user's function must not end the process
+        raise Failed(custom.function, describe(e)) from None
+    return value
 
 
 def describe(error: BaseException) -> str:

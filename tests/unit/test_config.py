@@ -127,7 +127,8 @@ def test_bad_yaml(write, text, expected):
     ("parallel.sequence=1", "parallel.sequence = 1: input should be a valid boolean"),
     ("model.dtype=bfloat", "did you mean 'bfloat16'?"),
     ("algorithm.kl=k4", "algorithm.kl = 'k4': input should be 'k1', 'k2' or 'k3'"),
-    ("stages.0.domains=[maths]", "stages.0.domains.0 = 'maths': input should be 'math' or 'code'; did you mean 'math'"),
+    ("stages.0.domains=[maths]", "stages.0.domains.0 = 'maths': input should be 'math', 'code' or 'other'; "
+     "did you mean 'math'?"),
     ("stages.0.domains=[]", "stages.0.domains = []: "),
     ("data.train=a.jsonl", "data.train = 'a.jsonl': input should be a valid list"),
     ("batch=", "batch = None: input should be a valid dictionary"),
@@ -192,6 +193,12 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
     (["reward.overlong.start=256"], 1, "reward.overlong.start = 256: must be below rollout.max_response_tokens = 256"),
     (["rollout.max_response_tokens=1025"], 1, "exceeds the model's 2048 positions; at most 1024"),
+    (["reward.custom=[{function: 'a:b', role: correct}, {function: 'a:c', role: correct}]"], 1,
+     "reward.custom.1.role = 'correct': reward.custom.0 has it too, and one function decides; set it to bonus"),
+    (["reward.custom=[{function: 'a:b', role: correct, weight: 2}]"], 1,
+     "reward.custom.0.weight = 2: has no effect with role = 'correct'; set reward.accuracy"),
+    (["reward.custom=[{function: 'a:b'}]", "stages.0.domains=[math, other]"], 1,
+     "stages.0.domains = ['math', 'other']: 'other' has no grader of ours; give a function in reward.custom the role"),
     (["eval.every=5"], 1, "eval.every = 5: has no effect without data.eval"),
     (["stages.0.until=epochs", "stages.0.steps=null"], 1, "stages.0.epochs: required with until: epochs"),
     (["stages.0.steps=null"], 1, "stages.0.steps: required with until: steps"),
@@ -220,6 +227,7 @@ def test_stage_names_are_unique(tree, write):
     (["parallel.tensor=2", "rollout.tensor=4"], 4),
     (["parallel.tensor=2", "parallel.pipeline=2", "rollout.pipeline=2"], 4),
     (["algorithm.truncated=shape", "reward.overlong.start=200"], 1),
+    (["stages.0.domains=[other]", "reward.custom=[{function: 'a:b', role: correct}, {function: 'a:c', weight: 2}]"], 1),
 ])
 def test_possible_combination(tree, write, overrides, ranks, monkeypatch):
     monkeypatch.setattr(checks, "_gpu", lambda: True)

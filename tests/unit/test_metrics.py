@@ -133,6 +133,7 @@ def test_terminal_shows_a_table_and_the_phase(monitor, out):
     heads = [line for line in text.splitlines() if "zero-adv" in line]
     rows = [line for line in text.splitlines() if "12.5%" in line]
     assert len(heads) == 2 and len(rows) == 21
+    assert "acc/math" in heads[0] and "acc/code" not in heads[0] and "acc/other" not in heads[0]  # none in any stage
     row = rows[20].removeprefix("\x1b[2K")
     assert row.split() == ["21", "math", "1", "0.500", "0.250", "35.2", "12.5%", "1,934", "3.4"]
 

@@ -1,5 +1,6 @@
 """Reading problems: what a line may hold, and the message for each thing that is wrong."""
 
+import datetime
 import json
 
 import pyarrow as pa
@@ -51,6 +52,35 @@ def test_worked_solutions_need_a_response_but_no_answer(data):
 def test_bad_line(data, row, expected):
     with pytest.raises(UserError, match=expected):
         read_problems([data(MATH | {"id": "first"}, row)])
+
+
+OTHER = {"id": "o1", "domain": "other", "prompt": "Sort."}
+
+
+def test_domain_other_has_fields_of_its_own(data):
+    extra = {"words": ["b", "a"], "solution": {"first": "a"}, "source": "me", "extra": 1}
+    first, second = read_problems([data(OTHER | extra | {"answer": "a b"}, OTHER | {"id": "o2"})])
+    assert first.extra == extra and first.answer == "a b" and second.extra == {}
+
+
+def test_domain_other_in_parquet(tmp_path):
+    rows = [OTHER | {"words": ["b"], "shape": None}, OTHER | {"id": "o2", "words": ["a"], "shape": {"sides": 3}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    assert [p.extra for p in read_problems([tmp_path / "d.parquet"])] == [
+        {"words": ["b"]}, {"words": ["a"], "shape": {"sides": 3}}]
+    pq.write_table(pa.Table.from_pylist([OTHER | {"day": datetime.date(2020, 1, 1)}]), tmp_path / "d.parquet")
+    with pytest.raises(UserError, match=r"parquet:1: field 'day': .*date is not JSON serializable; write it as text"):
+        read_problems([tmp_path / "d.parquet"])
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    (OTHER | {"answer": 3}, r"d\.jsonl:1: field 'answer' must be str, found int"),
+    (OTHER | {"tests": "f"}, r"d\.jsonl:1: field 'tests' must be dict, found str"),
+    (OTHER | {"prompt": ""}, r"d\.jsonl:1: field 'prompt' is empty"),
+])
+def test_what_domain_other_shares_is_checked(data, row, expected):
+    with pytest.raises(UserError, match=expected):
+        read_problems([data(row)])
 
 
 def test_missing_response(data):

@@ -1,5 +1,5 @@
 // The figures, section by section.
-const ORDER = ["all", "math", "code"];
+const ORDER = ["all", "math", "code", "other"];
 const rank = (domain) => ORDER.includes(domain) ? ORDER.indexOf(domain) : ORDER.length;
 const domains = [...new Set(report.runs.flatMap((run) => Object.keys(run.columns)
   .filter((name) => name.startsWith("reward/")).map((name) => name.slice(7))))].sort((a, b) => rank(a) - rank(b));

@@ -267,6 +267,25 @@ def test_a_finished_run_brings_its_settings(run, tmp_path: Path, model: Path):
     assert says.given["stop"] == s["stop"] == []
 
 
+def test_a_runs_own_function_judges_domain_other(run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = make_run(tmp_path / "run", model)
+    (folder / "hf").symlink_to(model)
+    (tmp_path / "own.py").write_text("def says(problem, response): return problem.extra['worth'] * ('yes' in response)")
+    rows = [{"id": f"o{i}", "domain": "other", "prompt": "Well?", "worth": w} for i, w in enumerate((1, 0.5))]
+    with pytest.raises(UserError, match=r"problem 'set/o0': domain = 'other': no function in reward.custom has role"):
+        run(boxed(), rows=rows, target=folder)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("think_answer}", "think_answer, custom: [{function: 'own:says', "
+                                                       "role: correct}, {function: 'not:here'}]}"))
+    run(boxed("1", "1", "1"), target=folder, out="maths")     # without the function, which cannot be imported here
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = run(lambda problem, j: ("yes", "no", "yes")[j], rows=rows, target=folder)["domains"]["other"]
+    assert found["avg@3"]["mean"] == 0.5 and found["pass@3"]["mean"] == 0.5 and found["no_answer"] is None
+    assert "majority@3" not in found
+    assert [(s["correct"], s["extracted"], s["reason"]) for s in samples(tmp_path / "out")][:2] == [
+        (1.0, None, "own:says: 1"), (0.0, None, "own:says: 0")]
+
+
 @pytest.mark.parametrize(("template", "style"), [
     ("chat", "boxed"), ("srpo", "think_answer"), ("plain", "think_answer")])
 def test_an_answer_style_that_is_left_open_is_that_of_training(template: str, style: str):

@@ -123,6 +123,8 @@ def test_workers_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(("bad", "expected"), [
     ('{"question": ', r"m\.jsonl:2: not valid JSON"),
     ("[1]", r"m\.jsonl:2: expected an object, found list"),
+    ({"id": "o", "domain": "other", "prompt": "Sort."}, r"m\.jsonl:2: domain = 'other': there are no rules for it, .*; "
+                                                        r"name the file in data.train as it is"),
     ({"text": "Add."}, r"m\.jsonl:2: its fields \(text\) are of no known layout; rename"),
     ({"question": 7.5, "answer": "1"}, r"m\.jsonl:2: read as gsm8k: field 'question' must be text, found float"),
     ({"text": "Add.", "code": ADD, "test_list": None}, r"m\.jsonl:2: read as mbpp: a field is not as that layout"),

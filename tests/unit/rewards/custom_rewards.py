@@ -11,6 +11,11 @@ def length(problem, response):
     return len(response)
 
 
+def worth(problem, response):
+    """What the problem says that a yes is worth."""
+    return problem.extra["worth"] if response == "yes" else False
+
+
 def raises(problem, response):
     if "bad" in response:
         raise ValueError("no idea")

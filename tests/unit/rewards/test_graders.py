@@ -242,6 +242,46 @@ def test_a_function_that_fails_on_one_problem_does_not(graders):
         assert not any(o.failed for o in g.grade([response(problem=math("other"))]))
 
 
+def other(worth=1.0, id="o"):
+    return Problem(id, "other", "Well?", extra={"worth": worth})
+
+
+def judge(name):
+    return CustomReward(function=f"custom_rewards:{name}", role="correct")
+
+
+def test_a_function_decides_what_is_correct_in_domain_other_and_there_alone(graders):
+    g = graders(accuracy=2.0, custom=[judge("worth"), *custom("length", 0.5)])
+    out = g.grade([*(response("yes", other(worth)) for worth in (1, 0.25, True)), response("no", other()), response()])
+    assert [o.correct for o in out] == [1.0, 0.25, 1.0, 0.0, 1.0] and all(o.answered and not o.failed for o in out)
+    assert out[1].parts == {"accuracy": 0.5, "format": 0.0, "language": 0.0, "custom_rewards:length": 1.5}
+    assert out[1].reward == 2.0 and out[1].reason == "custom_rewards:worth: 0.25"
+    assert out[4].reason == "correct"
+
+
+@pytest.mark.parametrize(("worth", "why"), [
+    (1.5, "ValueError: returned 1.5, which is not from 0 to 1"), (-0.1, "returned -0.1, which"),
+    (float("nan"), "returned nan"), ("much", "ValueError: could not convert"), (None, "TypeError")])
+def test_what_is_no_correctness_costs_its_response_a_zero(graders, worth, why):
+    out = graders(custom=[judge("worth")]).grade([response("yes", other(worth)), response("yes", other(0.5))])
+    assert [(o.correct, o.reward, o.failed) for o in out] == [(0.0, 0.0, True), (0.5, 0.5, False)]
+    assert out[0].reason.startswith("custom_rewards:worth: ") and why in out[0].reason
+
+
+@pytest.mark.parametrize(("name", "why"), [
+    ("raises", "ValueError: no idea"), ("dies", "its process died"), ("hangs", "no answer within 1 s"),
+    ("leaves", "SystemExit")])
+def test_a_failing_judge_is_named_and_stops_the_run_in_the_end(graders, name, why):
+    g = graders(custom=[judge(name)], timeout=1.0)
+    bad, fine = [response("bad", other(id=f"o{i}")) for i in range(BROKEN)], response("fine", other())
+    for _ in range(2):
+        out = g.grade([*bad[:BROKEN - 1], fine])
+        assert [o.failed for o in out] == [True] * (BROKEN - 1) + [False] and out[-1].correct == 1.0
+        assert out[0].reason == f"custom_rewards:{name}: {why}"
+    with pytest.raises(UserError, match=f"reward.custom: 'custom_rewards:{name}' failed on all of the last {BROKEN} r"):
+        g.grade([*bad, response()])                           # maths, which it is not asked about, makes it no better
+
+
 @pytest.mark.parametrize(("function", "why"), [
     ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
     ("custom_rewards:no_such", "cannot be imported: AttributeError"),
@@ -266,6 +306,9 @@ def test_unusable_references_name_the_problem(graders, problem, why):
 def test_unusable_problems_are_named_before_any_is_graded():
     fine = [math(), Problem("c", "code", "p", tests={"kind": "assert", "entry_point": "f", "code": "assert f() == 1"})]
     check_problems(fine)
+    check_problems([other()], [judge("worth")])
+    with pytest.raises(UserError, match="problem 'o': domain = 'other': no function in reward.custom has role: corr"):
+        check_problems([other()], custom("worth"))
     for problem, why in ((math("m7", answer="\\frac{"), "problem 'm7': answer = .* as mathematics; correct or drop it"),
                          (Problem("c7", "code", "p", tests={"kind": "junit"}), "problem 'c7': tests.kind = 'junit'")):
         with pytest.raises(UserError, match=why):
