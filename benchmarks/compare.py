@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from srpo.files import write_text
+
 OURS = ("srpo_kernels", "srpo")
 RATIOS = tuple((mode, to) for mode in ("warm", "cold") for to in ("to_floor", "to_eager"))
 SAME = ("device", "threads", "quick")
@@ -41,7 +43,7 @@ def write(document: dict[str, Any], path: Path) -> None:
     """A result that `compare` reads: `rows` and the settings that must be the same."""
     assert document.keys() >= {"rows", *SAME}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def ratios(document: dict[str, Any], pattern: str) -> dict[str, dict[str, float]]:

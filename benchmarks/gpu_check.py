@@ -5,8 +5,8 @@
 Runs the steps of gpu_steps.py one after the other with this interpreter, each in a process of its own and under a
 limit, and writes OUT/results.json, OUT/results.md, and for each step OUT/NAME.log and perhaps OUT/NAME.json. Run again
 after a cut, with the same --out, it goes on where it was: a step that ended, well or badly, is repeated only for
-another commit or with --only; one that lacked something is tried again. Nothing is downloaded, and no setting of the
-GPU is changed.
+another commit or with --only; one that lacked something is tried again. In a copy without git SRPO_COMMIT says which
+commit it is. Nothing is downloaded, and no setting of the GPU is changed.
 
 Exit code: 0 when all that could run passed, 1 when a step failed, reached its limit or has to go on, 2 without a GPU.
 """
@@ -31,6 +31,7 @@ from typing import Any
 from benchmarks import gpu_report
 from benchmarks.gpu_host import CUDA, ROOT, Host, Sampler, nvml, probe
 from benchmarks.gpu_steps import STEPS, Step
+from srpo.files import write_text
 
 ENDED = ("passed", "failed", "time-out")
 MORE = 75
@@ -89,8 +90,8 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
         print(f"{step.name if lacking else '':{24 if lacking else 0}}{result['status']:10}{result['says']}", flush=True)
         results = {each.name: results[each.name] for each in steps if each.name in results}
         document = {"environment": found | {"nvml": unread or "read"}, "steps": results}
-        _replace(file, json.dumps(document, indent=1) + "\n")
-        _replace(out / "results.md", gpu_report.markdown(document, gpu_report.rows(out, results)))
+        write_text(file, json.dumps(document, indent=1) + "\n")
+        write_text(out / "results.md", gpu_report.markdown(document, gpu_report.rows(out, results)))
     return results
 
 
@@ -126,12 +127,6 @@ def run(step: Step, out: Path) -> dict[str, Any]:
         says = f"exit code {code}; " + says
     return {"status": status, "says": says, "seconds": round(time.monotonic() - began, 1), "command": command,
             "figures": figures.name if figures.exists() else None}
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, file)
 
 
 if __name__ == "__main__":

@@ -74,9 +74,14 @@ def probe() -> dict[str, Any]:
     found = json.loads(_output([sys.executable, "-c", PROBE]) or '{"cuda": null, "gpus": 0}')
     found["driver"] = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).split("\n")[0]
     found["python"] = sys.version.split()[0]
-    found["commit"] = _output(["git", "describe", "--always", "--dirty"]) or "unknown"
+    found["commit"] = commit()
     found["versions"] = {package: _version(package) for package in PACKAGES}
     return found
+
+
+def commit() -> str:
+    """Of what is measured: git's word, or that of SRPO_COMMIT in a copy of the tree without git."""
+    return _output(["git", "describe", "--always", "--dirty"]) or os.environ.get("SRPO_COMMIT") or "unknown"
 
 
 def _output(command: list[str]) -> str:

@@ -14,12 +14,14 @@ TARGETS = (("policy_loss forward+backward", 1.25), ("token_logprobs forward+back
 
 
 def rows(out: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the steps measured, ours and peers'; not what could not run."""
+    """What the steps measured, ours and peers'; not what could not run. Also from steps that failed or were stopped,
+    whose `status` says so."""
     found: list[dict[str, Any]] = []
     for result in results.values():
-        if result.get("figures") and result["status"] == "passed":
+        if result.get("figures"):
             document = json.loads((out / result["figures"]).read_text())
-            found += [row for row in document.get("rows", ()) if "warm" in row or "ratios" in row]
+            found += [row | {"status": result["status"]} for row in document.get("rows", ())
+                      if "warm" in row or "ratios" in row]
     return found
 
 
@@ -45,7 +47,7 @@ def markdown(document: dict[str, Any], measured: list[dict[str, Any]]) -> str:
                          [_kernel(row, kernels) for row in kernels if row["implementation"] in OURS])]
     if whole := [row for row in measured if "ratios" in row and row["implementation"] in OURS]:
         lines += ["", "Ratios of the trainer's own parts; the benchmarks' docstrings say of what.", "",
-                  *table(["case", "ratio", "value"], [[row["case"], name, f"{value:.3g}"] for row in whole
+                  *table(["case", "ratio", "value"], [[_case(row), name, f"{value:.3g}"] for row in whole
                                                       for name, value in row["ratios"].items()])]
     return "\n".join(lines) + "\n"
 
@@ -63,8 +65,12 @@ def _kernel(row: dict[str, Any], measured: list[dict[str, Any]]) -> list[str]:
     limit = target(row)
     verdict = "" if limit is None else f"{limit:g}" + (" missed" if row["warm"]["to_floor"] > limit else " met")
     peer = [best["implementation"], f"{best['warm']['median'] * 1e3:.3f}"] if best else ["none ran", ""]
-    return [row["case"], f"{row['warm']['median'] * 1e3:.3f}", f"{row['floor'] * 1e3:.3f}",
+    return [_case(row), f"{row['warm']['median'] * 1e3:.3f}", f"{row['floor'] * 1e3:.3f}",
             f"{row['warm']['to_floor']:.2f}", verdict, *peer, f"{row['value_error']:.1e}"]
+
+
+def _case(row: dict[str, Any]) -> str:
+    return row["case"] if row["status"] == "passed" else f"{row['case']} (step: {row['status']})"
 
 
 def target(row: dict[str, Any]) -> float | None:

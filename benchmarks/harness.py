@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,13 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import timing
+from benchmarks import compare, timing
+from benchmarks.gpu_host import commit
 from benchmarks.inputs import Case, Inputs, Rewards, leaves_of
 from benchmarks.peers import ADVANTAGE, EAGER, IMPLEMENTATIONS, OURS, Implementation, Unavailable, installed
 from benchmarks.report import table
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 100
-GRAPH_ROWS = 16  # up to here launches may take longer than the kernels
+# Up to here launches may take longer than the kernels. Others that look at a value on the host while they are captured,
+# and group_advantage, which does, would leave torch in the middle of a capture.
+GRAPH_ROWS = 16
 PATIENCE = 3  # times --seconds, for a slow peer
 MODES = ("warm", "cold")
 BUSY = 0.5  # one-minute load average, before anything was measured
@@ -115,8 +116,10 @@ class Session:
             rows = self.measure(case, bench.work(case))
             print(table(case, rows), flush=True)
             self.rows += rows
+            self.write()
         if bench.after is not None and not self.options.filter and not self.options.shapes:
             self.checks |= bench.after(self)
+            self.write()
 
     def skips(self, name: str) -> bool:
         return bool(self.options.skip and re.search(self.options.skip, name))
@@ -153,8 +156,8 @@ class Session:
         for name in runs:
             if "reason" not in rows[name]:
                 rows[name] |= _figures(samples, name, work)
-                if self.device.type == "cuda" and ("launch" in work or case.rows <= GRAPH_ROWS):
-                    rows[name]["graph"] = self._graph(runs[name]["warm"])
+                if self.device.type == "cuda" and name in (OURS, EAGER) and case.rows <= GRAPH_ROWS:
+                    rows[name]["graph"] = timing.graph_seconds(runs[name]["warm"], self.clock)
         return list(rows.values())
 
     def _rounds(
@@ -186,12 +189,6 @@ class Session:
             self.clock.chill()
         return self.clock(run)
 
-    def _graph(self, run: Run) -> float | str:
-        try:
-            return timing.graph_seconds(run, self.clock)
-        except RuntimeError as error:  # what cannot be captured
-            return _first_line(error)
-
     def document(self) -> dict[str, Any]:
         packages = sorted({"torch", "triton"} | {each.package for each in IMPLEMENTATIONS if each.package is not None})
         measured: dict[str, float] = {}
@@ -201,9 +198,14 @@ class Session:
         return {
             "device": timing.device_name(self.device), "threads": torch.get_num_threads(), "quick": self.options.quick,
             "versions": {package: installed(package) for package in packages},
-            "commit": _commit(), "ceilings": measured, "load": [self._load, os.getloadavg()[0]],
+            "commit": commit(), "ceilings": measured, "load": [self._load, os.getloadavg()[0]],
             "clocks": timing.clocks(self.device), "checks": self.checks, "rows": self.rows,
         }
+
+    def write(self) -> None:
+        """After each case: what was measured outlives what comes next."""
+        if self.options.out is not None:
+            compare.write(self.document(), self.options.out)
 
 
 class _Reported:
@@ -246,12 +248,6 @@ def _figures(samples: list[dict[str, Any]], name: str, work: dict[str, float]) -
     return figures
 
 
-def _commit() -> str | None:
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, text=True,
-                         capture_output=True)
-    return git.stdout.strip() or None if git.returncode == 0 else None
-
-
 def parser(description: str | None) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
@@ -272,8 +268,4 @@ def main(benches: list[Bench], description: str | None, arguments: list[str] | N
     print(f"{timing.device_name(session.device)}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     for bench in benches:
         session.bench(bench)
-    document = session.document()
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document, indent=1) + "\n")
-    return document
+    return session.document()

@@ -33,16 +33,12 @@ def table(case: Case, rows: list[dict[str, Any]]) -> str:
             + f"{rate}{warm['to_floor']:9.2f}{cold['to_floor']:9.2f}{_ratio(warm):>9}{_ratio(cold):>9}"
             + f"{row['peak_memory'] / MIB:10.1f}{row['value_error']:9.1e}"
             + (f"{gradient:9.1e}" if gradient is not None else f"{'':9}")
-            + (f"  graph {_graph_text(row['graph'])}" if "graph" in row else ""))
+            + (f"  graph {row['graph'] * 1e3:.4f} ms" if "graph" in row else ""))
     return "\n".join(lines)
 
 
 def _ratio(figures: dict[str, Any]) -> str:
     return "" if figures["to_eager"] is None else f"{figures['to_eager']:.3f}"
-
-
-def _graph_text(graph: float | str) -> str:
-    return graph if isinstance(graph, str) else f"{graph * 1e3:.4f} ms"
 
 
 def _ceiling(kind: str, rate: float) -> str:

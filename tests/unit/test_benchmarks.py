@@ -98,6 +98,23 @@ def test_a_wrong_peer_shows_and_a_broken_one_is_listed(monkeypatch: pytest.Monke
         session.measure(case, bench_logprob.work(case))
 
 
+def test_what_was_measured_outlives_a_case_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cases = [Case("token_logprobs", "fp32", rows, 50) for rows in (4, 5)]
+    measure = harness.Session.measure
+
+    def fail(self: harness.Session, case: Case, work: dict[str, float]) -> list[dict[str, Any]]:
+        if case is cases[1]:
+            raise RuntimeError("ours")
+        return measure(self, case, work, (peers.OURS, peers.EAGER))
+
+    monkeypatch.setattr(harness.Session, "measure", fail)
+    bench = harness.Bench("two", lambda device, quick: cases, bench_logprob.work, "any")
+    with pytest.raises(RuntimeError, match="ours"):
+        harness.main([bench], None, ["--device", "cpu", "--quick", "--out", str(tmp_path / "result.json")])
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert [row["case"] for row in found["rows"]] == [cases[0].label] * 2 and found["commit"]
+
+
 def test_floors() -> None:
     case = Case("token_logprobs", "bf16", 10, 100)
     assert bench_logprob.work(case) == {"read": 2000}

@@ -177,6 +177,27 @@ def test_markdown(found: dict[str, Any], tmp_path: Path):
     assert "| canary | p99_to_threshold | 0.12 |" in lines
 
 
+def test_figures_of_a_step_that_was_stopped_count_and_are_marked(found: dict[str, Any], tmp_path: Path):
+    (tmp_path / "figures.json").write_text(json.dumps({"rows": [row("srpo_kernels", 2e-3)]}))
+    for name, ending in (("failed", "exit 1"), ("time-out", "sleep 60")):
+        check(tmp_path, Step("bench", f"cp OUT/figures.json OUT/NAME.json; {ending}", limit=1), only=("bench",))
+        text = (tmp_path / "results.md").read_text()
+        assert f"| {row('x', 1)['case']} (step: {name}) | 2.000 | 1.660 | 1.20 | 1.25 met |" in text
+    check(tmp_path, Step("bench", "true"), only=("bench",))
+    assert "2.000" not in (tmp_path / "results.md").read_text(), "figures of an earlier run"
+
+
+def test_the_commit_of_a_copy_without_git(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SRPO_COMMIT", "v0.1-3-gabc")
+    monkeypatch.setattr(gpu_host, "_output", lambda command: "")
+    assert gpu_host.commit() == "v0.1-3-gabc"
+    monkeypatch.delenv("SRPO_COMMIT")
+    assert gpu_host.commit() == "unknown"
+    monkeypatch.setattr(gpu_host, "_output", lambda command: "v0.1-4-gdef")
+    monkeypatch.setenv("SRPO_COMMIT", "v0.1-3-gabc")
+    assert gpu_host.commit() == "v0.1-4-gdef"
+
+
 @pytest.mark.parametrize("changed, limit", [({}, 1.25), ({"dtype": "fp32"}, None), ({"rows": 128}, None),
                                             ({"case": "token_logprobs forward bf16 1x1"}, 1.1),
                                             ({"case": "token_logprobs forward+backward bf16 1x1"}, 1.15),
