@@ -68,8 +68,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
                 int(share * here.l2_bytes / row) // 16 * 16
                 for share in sorted(share.of_l2 for share in (here.tiles.l2_share, *field.candidates))]
             for width in widths:
-                rows = (2 * GROUP if name == "advantage" else 3) if quick else ROWS
-                found.append(Case(name, dtype, rows, min(width, 9000) if quick else width))
+                rows = (2 * GROUP if name == "advantage" else 1) if quick else ROWS
+                found.append(Case(name, dtype, rows, min(width, 17000) if quick else width))
     return list(dict.fromkeys(found))
 
 
