@@ -14,8 +14,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# What chose a value: this, or the heading of an entry in the log of docs/performance.md.
+# What chose a value: one of these, or the heading of an entry in the log of docs/performance.md.
 COMPILED = "compiled for sm_90a: registers, spills, issue slots; not measured (docs/performance.md)"
+COUNTED = "bytes of the rows that are live against those of the cache; not measured (docs/performance.md)"
 
 
 class Tile(NamedTuple):
@@ -70,7 +71,7 @@ TABLE = {
         # One program covers the latency of its loads with more warps; two, also that of a row's ends.
         loss=Tile(k=4, warps=16, programs=1, chosen_by=COMPILED),
         loss_small=Tile(k=4, warps=8, programs=2, chosen_by=COMPILED),
-        l2_share=Share(0.75, chosen_by=COMPILED),
+        l2_share=Share(0.75, chosen_by=COUNTED),
         scale=Tile(k=2, warps=8, programs=4, chosen_by=COMPILED),
         advantage=Block(128, chosen_by=COMPILED),
     ),
