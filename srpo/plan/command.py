@@ -51,6 +51,7 @@ class Plan:
             "configuration": _as_dict(self.own) if self.own else None,
             "layouts": [_as_dict(c) for c in self.layouts],
             "savings": asdict(self.comparison) if self.comparison else None,
+            "ledger": self.recorded.as_dict() if self.recorded else None,
             "assumptions": [asdict(a) for a in self.assumptions],
         }
 

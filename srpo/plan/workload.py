@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from srpo.config import Config, Resample
 from srpo.control import resample
@@ -86,6 +86,11 @@ class Recorded:
     """Whose prompts `Workload.outcomes` has."""
     sampler: Resample | None
     """The run's; None where there is no configuration beside its ledger."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"run": str(self.run), "groups": self.groups, "epoch": self.epoch,
+                "resample": self.sampler.model_dump() if self.sampler else None}
 
 
 @dataclass(frozen=True, eq=False)

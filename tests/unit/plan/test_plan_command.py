@@ -96,7 +96,7 @@ def test_a_cache_too_small_for_one_sequence(capsys):
     (["model.path=nowhere"], "model.path = 'nowhere': has no config.json"),
     (["batch.prompt=1"], "batch.prompt: unknown key; did you mean 'prompts'?"),
     (["--gpu", "abacus"], "--gpu abacus: not known; choose from h100, h200"),
-    (["--ledger", "nowhere"], "nowhere: there is no nowhere; give a run folder"),
+    (["--ledger", "nowhere"], "nowhere: no such file or folder; give a run folder"),
     (["--gpus", "0"], "--gpus 0: must be positive"),
 ])
 def test_bad_input_is_one_line(capsys, arguments, message):
@@ -164,6 +164,11 @@ def test_a_run_is_replayed(tmp_path, capsys):
     assert "plain │ 0% │ 1.0 │ 256 │ 100% │" in out and "history │ 30% │ 1.0 │ 256 │ 100% │" in out
     assert "no_positive, the run's │ 30% │" in out and "dynamic, configured │ 0% │ 10.0 │" in out  # nothing is mixed
     assert "sampled with no_positive: what left before is not there" in out
+
+    _, out, _ = plan(capsys, SEVEN, "resample.sampler=dynamic", "--gpus", 8, "--ledger", tmp_path, "--json")
+    found = json.loads(out)
+    assert found["ledger"]["groups"] == 8 and found["ledger"]["resample"]["sampler"] == "no_positive"
+    assert [s["sampler"] for s in found["savings"]["samplers"]] == ["plain", "history", "no_positive", "dynamic"]
 
 
 def test_over_sampling_is_planned_for():
