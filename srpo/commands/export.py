@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from srpo.errors import UserError
 def add(commands: Commands) -> None:
     export = commands.add_parser(
         "export", help="write the last checkpoint of a run as a Hugging Face directory",
-        description="Write the last checkpoint of a run as a directory that transformers and vLLM load.")
+        description="Write the last checkpoint of a run as a directory that transformers and vLLM load. On the CPU, in the "
+                    "host's memory.")
     export.add_argument("run", metavar="RUN", type=Path, help="run folder")
     export.add_argument("directory", metavar="DIR", type=Path, help="where to write; created")
     export.set_defaults(handler=run)
@@ -23,6 +25,8 @@ def run(args: Namespace) -> int:
     if not (args.run / "config.yaml").is_file():
         raise UserError(f"{args.run}: not a run folder, there is no config.yaml in it")
 
+    # Before torch looks: a model need not fit on one GPU, nor beside the training whose checkpoint it is.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     start_log()
     from srpo.train import export
 

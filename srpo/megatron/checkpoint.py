@@ -33,13 +33,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from srpo import checksums
@@ -55,6 +56,9 @@ logger = logging.getLogger(__name__)
 
 LATEST = "latest"
 CONTROLLER = "controller.json"
+SHARD = ".distcp"
+OPTIMIZER = "optimizer"
+"""Begins the name of everything that is the optimizer's."""
 
 
 class Checkpointer:
@@ -88,7 +92,8 @@ class Checkpointer:
         trainer.wait_parameters()
         # Megatron's own queue costs a spawned manager process that re-imports the main module and outlives a kill.
         filesystem_async._results_queue = _Results()
-        strategy = get_default_save_sharded_strategy()
+        # Weights in files of their own, so that an export reads, and checks, no more than them.
+        strategy = TorchDistSaveShardedStrategy("torch_dist", 1, separation_hint=OPTIMIZER)
         if mpu.get_data_parallel_world_size() > 1:  # replicas share the writing
             strategy = FullyParallelSaveStrategyWrapper(strategy, mpu.get_data_parallel_group())
         state = _state(trainer)
@@ -238,12 +243,14 @@ def latest(directory: str | Path) -> Path | None:
 def export(config: Config, directory: str | Path, hf_dir: str | Path, target: str | Path) -> None:
     """Write the newest checkpoint's weights as a Hugging Face directory, in this process alone, without an optimizer.
 
+    Only the files that hold weights are checked and read.
     `hf_dir` provides the config and the tokenizer. Raises UserError when there is no readable checkpoint.
     """
     path = latest(directory)
     if path is None:
         raise UserError(f"{directory}: holds no checkpoint yet")
-    if damage := checksums.verify(path):
+    damage = checksums.verify(path, wanted=lambda name: not name.endswith(SHARD))
+    if damage := damage or checksums.verify(path, wanted=_weight_files(path).__contains__):
         raise UserError(f"{path}: damaged: {damage[0]}; resume the run, which goes back to an earlier checkpoint, or "
                         f"name another one in {path.parent / LATEST}")
     init_distributed(1, 1)
@@ -307,6 +314,12 @@ def _read(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         if broken(e):
             raise
         raise UserError(f"{path}: the checkpoint cannot be read: {_reason(e)}") from e
+
+
+def _weight_files(path: Path) -> set[str]:
+    """Older checkpoints have optimizer state in them too."""
+    stored = FileSystemReader(path).read_metadata().storage_data
+    return {place.relative_path for index, place in stored.items() if not index.fqn.startswith(OPTIMIZER)}
 
 
 def _reason(error: BaseException) -> str:

@@ -41,7 +41,7 @@ WRITING = {
     "killed": "the writing process died; was it killed, or out of memory?",
 }
 DAMAGE = {
-    "truncated": r"truncated/step-00000001: damaged: __\d_\d\.distcp has 100 bytes, not the \d+ that were written; .*; "
+    "truncated": r"truncated/step-00000001: damaged: (optimizer)?__\d_\d\.distcp has 100 bytes, not the \d+ that were written; .*; "
                  r"there is no earlier checkpoint\. Restore it from a copy, or begin anew in another run folder",
     "no-metadata": r"no-metadata/step-00000001: damaged: \.metadata cannot be read: No such file or directory; .*",
     "no-checksums": r"no-checksums/step-00000001: damaged: checksums\.json cannot be read: .*",
@@ -316,11 +316,21 @@ def exported(_: str) -> dict[str, Any]:
     before = weights(trainer)
     Checkpointer("export", keep=1).save(1, trainer, {}, blocking=True)
     ungroup()
+    if dist.get_rank() == 0:
+        for file in Path("export/step-00000001").glob("optimizer*.distcp"):  # which is nothing to an export
+            file.write_bytes(b"")
+    dist.barrier()
     checkpoint.export(trainer.config, "export", trainer.hf_dir, "exported")
     ungroup()
     with pytest.raises(UserError) as error:
         checkpoint.export(trainer.config, "nothing", trainer.hf_dir, "exported")
-    return {"exported": difference(before, load_file("exported/model.safetensors")), "message": str(error.value)}
+    if dist.get_rank() == 0:
+        flip(Path("export/step-00000001/__1_0.distcp"))
+    dist.barrier()
+    with pytest.raises(UserError) as damage:
+        checkpoint.export(trainer.config, "export", trainer.hf_dir, "exported")
+    return {"exported": difference(before, load_file("exported/model.safetensors")), "message": str(error.value),
+            "damage": str(damage.value)}
 
 
 OTHER = {
@@ -417,7 +427,8 @@ def test_every_rank_must_see_the_folder(measured: dict[str, str]) -> None:
 
 @on_two_ranks("export")
 def test_export_reads_any_layout_without_an_optimizer(measured: dict[str, Any]) -> None:
-    assert measured == {"exported": 0, "message": "nothing: holds no checkpoint yet"}
+    assert measured["exported"] == 0 and measured["message"] == "nothing: holds no checkpoint yet"
+    assert measured["damage"].startswith("export/step-00000001: damaged: __1_0.distcp has another checksum than what")
 
 
 KILLED = """

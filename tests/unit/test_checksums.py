@@ -60,3 +60,9 @@ def test_what_is_noted_is_what_the_writer_saw(tmp_path: Path) -> None:
     flip(tmp_path / "a", 5)
     checksums.collect(tmp_path)
     assert checksums.verify(tmp_path) == ["a has another checksum than what was written"]
+
+
+def test_only_what_is_wanted_is_looked_at(directory: Path) -> None:
+    flip(directory / "a", 0)
+    flip(directory / "b", 0)
+    assert checksums.verify(directory, wanted="b".__eq__) == ["b has another checksum than what was written"]

@@ -130,12 +130,14 @@ def test_log_goes_to_stderr_and_only_rank_0_tells_all(config, fake, monkeypatch,
     assert capsys.readouterr() == ("", shown)
 
 
-def test_export(tmp_path, fake):
+def test_export(tmp_path, fake, monkeypatch):
+    """Also where there is a GPU: it may be too small, or busy."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     seen = []
-    fake(export=lambda run, directory: seen.append((run, directory)))
+    fake(export=lambda run, directory: seen.append((run, directory, os.environ["CUDA_VISIBLE_DEVICES"])))
     (tmp_path / "config.yaml").write_text("run: x")
     assert cli.command(["export", str(tmp_path), str(tmp_path / "hf")]) == 0
-    assert seen == [(tmp_path, tmp_path / "hf")]
+    assert seen == [(tmp_path, tmp_path / "hf", "")]
 
 
 def test_export_of_something_else_than_a_run(tmp_path, capsys):
