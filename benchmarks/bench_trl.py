@@ -91,7 +91,7 @@ def train(config: Config, steps: Steps, count: int, folder: str) -> None:
     path, batch, cuda = config.model.path, config.batch, torch.cuda.is_available()
     ours = Tokenizer(path, config.data.template, config.data.max_prompt_tokens)
     prompts = ours.prompts(steps.problems)
-    dataset = Dataset.from_list([{"prompt": ours.decode(prompts[p.id]), "id": p.id} for p in steps.problems])
+    dataset = Dataset.from_list([{"prompt": ours.decode(prompts[p.id].tolist()), "id": p.id} for p in steps.problems])
     responses = batch.prompts * batch.samples
     settings: dict[str, Any] = {
         "output_dir": folder, "max_steps": count, "seed": config.seed, "report_to": "none", "save_strategy": "no",

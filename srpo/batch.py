@@ -43,7 +43,7 @@ class Sample:
                 "finished": self.finished}
 
     @classmethod
-    def from_state(cls, prompt: Sequence[int], state: dict[str, Any]) -> Sample:
+    def from_state(cls, prompt: npt.ArrayLike, state: dict[str, Any]) -> Sample:
         tokens = np.frombuffer(base64.b64decode(state["tokens"]), "<i4").astype(np.int32)
         logprobs = np.frombuffer(base64.b64decode(state["logprobs"]), "<f4").astype(np.float32)
         return cls(np.asarray(prompt, np.int32), tokens, logprobs, state["truncated"], state["stale"],

@@ -81,7 +81,10 @@ class Data(Section):
     """How a problem becomes a prompt: the R1-Zero conversation primed with <think>, the tokenizer's own chat
     template, or the prompt as it is."""
     max_prompt_tokens: int = Field(1024, ge=1)
-    """A longer prompt is an error at start-up, never a silent cut."""
+    """A longer prompt is never cut; see overlong."""
+    overlong: Literal["error", "drop"] = "error"
+    """What longer prompts are: an error at start-up that counts them, or left out, held-out ones too, and counted in
+    the log and the ledger."""
 
 
 class Batch(Section):

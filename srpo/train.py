@@ -84,14 +84,16 @@ class Run:
             _check_resumable(self.folder, self.ledger)
         dist.barrier()
         self.monitor = Monitor(self.folder, config, self.rank)
-        self.tokenizer = Tokenizer(config.model.path, config.data.template, config.data.max_prompt_tokens)
+        self.tokenizer = Tokenizer(config.model.path, config.data.template, config.data.max_prompt_tokens,
+                                   config.data.overlong)
         problems = read_problems(config.data.train)
         self.held_out = read_problems(config.data.eval)
         self.files = {p.id: Path(file).name for file in config.data.eval for p in read_problems([file])}
         check_disjoint(problems, self.held_out)
+        self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
+        problems, self.held_out = ([p for p in ps if p.id in self.prompts] for ps in (problems, self.held_out))
         self.problems = {p.id: p for p in [*problems, *self.held_out]}
         check_problems([*problems, *self.held_out], config.reward.custom)
-        self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         self.leads = self.rank % config.rollout_ranks == 0
         if self.leads:
             style = configuration.answer_style(config.reward.style, config.data.template)
@@ -365,6 +367,10 @@ class Run:
         if self.rank == 0:
             self.curriculum.load_state_dict(state)
             stored.forget(self.folder, step)
+            if self.prompts.dropped:
+                log.warning(self.prompts.dropped)
+                if not saved:
+                    self.ledger.event(0, "overlong", self.prompts.dropped)
             for damage in self.checkpoints.damaged:
                 self.ledger.event(step, "damaged", damage)
             if saved:

@@ -30,6 +30,7 @@ def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer:
     """Train in place for `settings.steps`; which rows a step sees depends on the seed and the step alone."""
     rows = read_problems(settings.data, need_response=True)
     prompts = tokenizer.prompts(rows)
+    rows = [r for r in rows if r.id in prompts]  # with data.overlong: drop
     samples = [Sample(np.asarray(prompts[r.id], np.int32), np.asarray(response, np.int32))
                for r, response in zip(rows, tokenizer.responses(rows), strict=True)]
     ones = [1.0] * len(samples)

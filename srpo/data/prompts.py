@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from srpo.data.schema import Problem
 from srpo.errors import UserError
@@ -18,14 +23,43 @@ SRPO_TEMPLATE = (
 """The R1-Zero conversation, primed with <think>; SRPO's own is known at third hand only."""
 
 
-class Tokenizer:
-    """The tokenizer of a Hugging Face directory with a prompt template, as data.template; `limit` is as
-    data.max_prompt_tokens, None for none."""
+CHUNK = 1000
+"""Prompts that are tokenized at a time: what the tokenizer says of each token beside its id takes a hundred bytes."""
 
-    def __init__(self, model: str | Path, template: str, limit: int | None = None):
+
+class Prompts(Mapping[str, npt.NDArray[np.int32]]):
+    """Token ids of prompts by the problem's id, four bytes each; as Python's numbers they would take ten times that.
+
+    `dropped`: how many were left out for their length, in words; empty where none was.
+    """
+
+    def __init__(self, ids: Sequence[str], lengths: Sequence[int], tokens: array[int], dropped: str):
+        self._place = {id: place for place, id in enumerate(ids)}
+        self._edges = np.cumsum([0, *lengths])
+        self._tokens = np.frombuffer(tokens, np.int32)
+        self._tokens.flags.writeable = False
+        self.dropped = dropped
+
+    def __getitem__(self, id: str) -> npt.NDArray[np.int32]:
+        place = self._place[id]
+        return self._tokens[self._edges[place]:self._edges[place + 1]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+
+class Tokenizer:
+    """The tokenizer of a Hugging Face directory with a prompt template, as data.template; `limit` and `overlong` are
+    as data.max_prompt_tokens and data.overlong, no limit being None."""
+
+    def __init__(self, model: str | Path, template: str, limit: int | None = None,
+                 overlong: Literal["error", "drop"] = "error"):
         from transformers import AutoTokenizer
 
-        self.template, self.limit = template, limit
+        self.template, self.limit, self.overlong = template, limit, overlong
         folder = Path(model)
         # Without these, transformers builds a tokenizer of one token rather than complain.
         if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
@@ -38,9 +72,34 @@ class Tokenizer:
         if self.template == "chat" and not self._hf.chat_template:
             raise UserError(f"template = 'chat': the tokenizer in {model} has no chat template; use 'srpo'")
 
-    def prompts(self, problems: Sequence[Problem]) -> dict[str, list[int]]:
-        """Token ids of each problem's prompt, by id. Raises UserError when one is empty or exceeds
-        data.max_prompt_tokens."""
+    def prompts(self, problems: Sequence[Problem]) -> Prompts:
+        """The problems' prompts, in order. Raises UserError when one is empty, and when one exceeds the limit unless
+        such prompts are to be dropped and others are left."""
+        tokens, lengths, kept = array("i"), array("q"), []
+        over: dict[str, int] = {}
+        for start in range(0, len(problems), CHUNK):
+            chunk = problems[start:start + CHUNK]
+            for problem, ids in zip(chunk, self._ids(chunk), strict=True):
+                if not ids:
+                    raise UserError(f"problem {problem.id!r}: the tokenizer makes no token of its prompt "
+                                    f"{problem.prompt[:40]!r}; drop the problem, or check the model's tokenizer files")
+                if self.limit is not None and len(ids) > self.limit:
+                    over[problem.id] = len(ids)
+                else:
+                    tokens.extend(ids)
+                    lengths.append(len(ids))
+                    kept.append(problem.id)
+        if over and (self.overlong == "error" or not kept):
+            first = next(iter(over))
+            raise UserError(
+                f"problem {first!r}: prompt has {over[first]} tokens, data.max_prompt_tokens is {self.limit}; so it is "
+                f"with {len(over)} of {len(problems)} prompts, the longest has {max(over.values())}. Raise it, or "
+                "leave them out with data.overlong: drop")
+        dropped = (f"{len(over)} of {len(problems)} prompts are left out (data.overlong: drop): they have more than "
+                   f"{self.limit} tokens (data.max_prompt_tokens), the longest {max(over.values())}") if over else ""
+        return Prompts(kept, lengths, tokens, dropped)
+
+    def _ids(self, problems: Sequence[Problem]) -> list[list[int]]:
         if self.template == "chat":
             chats = [[{"role": "user", "content": p.prompt}] for p in problems]
             texts = self._hf.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
@@ -49,15 +108,9 @@ class Tokenizer:
         else:
             texts = [p.prompt for p in problems]
         # A chat template writes its own special tokens.
-        ids = self._hf(texts, add_special_tokens=self.template != "chat")["input_ids"] if texts else []
-        for problem, tokens in zip(problems, ids, strict=True):
-            if not tokens:
-                raise UserError(f"problem {problem.id!r}: the tokenizer makes no token of its prompt "
-                                f"{problem.prompt[:40]!r}; drop the problem, or check the model's tokenizer files")
-            if self.limit is not None and len(tokens) > self.limit:
-                raise UserError(f"problem {problem.id!r}: prompt has {len(tokens)} tokens, data.max_prompt_tokens is "
-                                f"{self.limit}; raise it or drop the problem")
-        return {p.id: tokens for p, tokens in zip(problems, ids, strict=True)}
+        ids: list[list[int]] = self._hf(texts, add_special_tokens=self.template != "chat",
+                                        return_attention_mask=False)["input_ids"]
+        return ids
 
     def responses(self, problems: Sequence[Problem]) -> list[list[int]]:
         """Token ids of each worked solution, closed by the end-of-sequence token (by a stop token of

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import distributed as dist
 from vllm import LLM, RequestOutput, SamplingParams
@@ -58,7 +59,7 @@ class RolloutEngine:
                         f"once; rollout.max_sequences is {config.rollout.max_sequences}")
         self.sleep()
 
-    def generate(self, prompts: Mapping[str, list[int]], *, step: int, samples: int, temperature: float,
+    def generate(self, prompts: Mapping[str, npt.ArrayLike], *, step: int, samples: int, temperature: float,
                  begun: Mapping[tuple[str, int], Sample] | None = None, round: int = 1
                  ) -> Iterator[dict[tuple[str, int], Sample]]:
         """`samples` responses to each prompt of this replica, begun in the order given and handed over as they finish:
@@ -81,10 +82,10 @@ class RolloutEngine:
             torch.manual_seed(stream(self.seed, step, f"replica {self.replica} of {self.replicas}{again}"))
         engine = self.llm.llm_engine
         for i, prompt in prompts.items():
-            seed = stream(self.seed, step, i)
+            tokens, seed = np.asarray(prompt, np.int32), stream(self.seed, step, i)
             for j in range(samples):  # requests of their own: vLLM's `n` keeps the first until the last is finished
-                before = begun.get((i, j)) or Sample(np.asarray(prompt, np.int32), np.empty(0, np.int32),
-                                                     np.empty(0, np.float32), finished=False)
+                before = begun.get((i, j)) or Sample(tokens, np.empty(0, np.int32), np.empty(0, np.float32),
+                                                     finished=False)
                 if before.finished:
                     continue
                 self._before[f"{j} {i}"] = before
@@ -92,7 +93,7 @@ class RolloutEngine:
                     temperature=temperature, max_tokens=self.max_tokens - len(before.tokens),
                     stop_token_ids=self.stop_ids, seed=seed + j if self.on_cuda else None, logprobs=0,
                     flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-                add_request(engine, f"{j} {i}", prompt, params, self.stop, before.tokens.tolist())
+                add_request(engine, f"{j} {i}", tokens.tolist(), params, self.stop, before.tokens.tolist())
         while engine.has_unfinished_requests():
             yield dict(self._response(output) for output in engine.step())
 

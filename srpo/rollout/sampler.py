@@ -73,12 +73,12 @@ class Sampler:
                     temperature=temperature, top_p=top_p, max_tokens=self._max_tokens,
                     stop_token_ids=self._tokenizer.stop_ids, seed=stream(seed, i) + j if self._on_cuda else None,
                     detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-                add_request(engine, f"{j} {i}", tokens, params, self._stop)
+                add_request(engine, f"{j} {i}", tokens.tolist(), params, self._stop)
         while engine.has_unfinished_requests():
             finished = {}
             for output in engine.step():
                 j, i = output.request_id.split(" ", 1)
-                tokens = list(output.outputs[0].token_ids)
-                finished[i, int(j)] = Completion(self._tokenizer.text(tokens), len(tokens),
+                response = list(output.outputs[0].token_ids)
+                finished[i, int(j)] = Completion(self._tokenizer.text(response), len(response),
                                                  output.outputs[0].finish_reason == "length")
             yield finished

@@ -6,9 +6,11 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
-from srpo.data import toy
+from srpo.data import prompts, toy
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem, read_problems
 from srpo.errors import UserError
@@ -57,18 +59,46 @@ def test_text_survives_the_tokenizer(world: Path):
 def test_templates(world: Path):
     problem = Problem("p", "math", "1+1", answer="2")
     plain = Tokenizer(world / "model", "plain")
-    assert plain.text(plain.prompts([problem])["p"]) == "1+1"
+    assert plain.decode(plain.prompts([problem])["p"].tolist()) == "1+1"
     recipe = Tokenizer(world / "model", "srpo")
-    text = recipe.text(recipe.prompts([problem])["p"])
+    text = recipe.decode(recipe.prompts([problem])["p"].tolist())
     assert text.endswith("\nUser: 1+1\nAssistant: <think>")
     with pytest.raises(UserError, match=r"template = 'chat': the tokenizer in .* has no chat template"):
         Tokenizer(world / "model", "chat")
 
 
-def test_a_long_prompt_is_named(world: Path):
+def sums(*prompts: str) -> list[Problem]:
+    return [Problem(f"p{i}", "math", prompt, answer="1") for i, prompt in enumerate(prompts)]
+
+
+def test_long_prompts_are_counted_and_the_first_is_named(world: Path):
     tokenizer = Tokenizer(world / "model", "plain", 3)
-    with pytest.raises(UserError, match="problem 'p': prompt has 4 tokens, data.max_prompt_tokens is 3"):
-        tokenizer.prompts([Problem("p", "math", "1234", answer="1")])
+    why = (r"problem 'p1': prompt has 4 tokens, data.max_prompt_tokens is 3; so it is with 2 of 4 prompts, the longest "
+           r"has 5\. Raise it, or leave them out with data.overlong: drop")
+    with pytest.raises(UserError, match=why):
+        tokenizer.prompts(sums("1+1", "1234", "12345", "123"))
+
+
+def test_long_prompts_are_left_out(world: Path):
+    tokenizer = Tokenizer(world / "model", "plain", 3, "drop")
+    made = tokenizer.prompts(sums("1+1", "1234", "12345", "12"))
+    assert list(made) == ["p0", "p3"] and "p1" not in made
+    assert [tokenizer.decode(tokens.tolist()) for tokens in made.values()] == ["1+1", "12"]
+    assert made.dropped == ("2 of 4 prompts are left out (data.overlong: drop): they have more than 3 tokens "
+                            "(data.max_prompt_tokens), the longest 5")
+    assert tokenizer.prompts(sums("1+1")).dropped == ""
+    with pytest.raises(UserError, match="so it is with 2 of 2 prompts"):
+        tokenizer.prompts(sums("1234", "12345"))  # none would be left
+
+
+@pytest.mark.parametrize("count", [0, 1, prompts.CHUNK - 1, prompts.CHUNK, prompts.CHUNK + 1, 2 * prompts.CHUNK])
+def test_prompts_are_those_of_the_tokenizer_in_any_number(world: Path, count: int):
+    problems = sums(*(f"{i}+1"[i % 3:] for i in range(count)))
+    made = Tokenizer(world / "model", "plain").prompts(problems)
+    theirs = AutoTokenizer.from_pretrained(world / "model")
+    assert list(made) == [p.id for p in problems] and len(made) == count
+    assert all(made[p.id].tolist() == theirs(p.prompt)["input_ids"] for p in problems)
+    assert all(tokens.dtype == np.int32 and not tokens.flags.writeable for tokens in made.values())
 
 
 def test_an_empty_prompt_is_named(world: Path):
