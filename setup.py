@@ -10,6 +10,7 @@ says for which architectures, 8.0 or later (default 9.0a: Hopper alone).
 from __future__ import annotations
 
 import os
+import shutil
 from glob import glob
 from typing import Any
 
@@ -43,8 +44,9 @@ def extension() -> dict[str, Any]:
     module = (CUDAExtension if cuda else CppExtension)(
         "srpo_kernels._C", SOURCES + CUDA_SOURCES * cuda, depends=HEADERS, extra_compile_args=flags,
         define_macros=[("SRPO_WITH_CUDA", f'"{torch.version.cuda}"')] * cuda, extra_link_args=["-fopenmp"])
-    # Without ninja setuptools compares file times itself and skips a build that is up to date.
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)}}
+    # Ninja compiles the files in parallel. Without it setuptools compiles one after the other; both skip what is built.
+    build = BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
+    return {"ext_modules": [module], "cmdclass": {"build_ext": build}}
 
 
 setup(**extension())

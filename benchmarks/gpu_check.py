@@ -1,6 +1,6 @@
 """Everything that only an NVIDIA GPU can show, in one command: `make gpu-check`, or
 
-    python -m benchmarks.gpu_check [--out benchmarks/results/DEVICE-DATE] [--only STEP]
+    python -m benchmarks.gpu_check [--out benchmarks/results/DEVICE-DATE] [--only STEP...]
 
 Runs the steps of gpu_steps.py one after the other with this interpreter, each in a process of its own and under a
 limit, and writes OUT/results.json, OUT/results.md, and for each step OUT/NAME.log and perhaps OUT/NAME.json. Run again
@@ -36,12 +36,15 @@ from srpo.files import write_text
 ENDED = ("passed", "failed", "time-out")
 MORE = 75
 """Exit code of a step that goes on where it was when it is run again."""
+ALONE = {"HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1", "VLLM_LOGGING_LEVEL": "INFO"}
+"""Unless the environment says otherwise: nothing is looked up or downloaded, and a log says what vLLM waits for."""
 
 
 def main(arguments: list[str] | None = None, steps: Sequence[Step] = tuple(STEPS)) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument("--only", metavar="STEP", action="append", help="this step, even if it ended before")
+    parser.add_argument("--only", metavar="STEP", action="extend", nargs="+",
+                        help="these steps, even if they ended before")
     options = parser.parse_args(arguments)
     names = [step.name for step in steps]
     if unknown := [name for name in options.only or () if name not in names]:
@@ -69,7 +72,7 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
     """Results by step, in the steps' order, written after each step."""
     file = out / "results.json"
     results: dict[str, Any] = json.loads(file.read_text())["steps"] if file.exists() else {}
-    library, unread = nvml()
+    library, unread = nvml(found.get("uuid", ""))
     for step in steps:
         if only and step.name not in only:
             continue
@@ -100,7 +103,7 @@ def run(step: Step, out: Path) -> dict[str, Any]:
     words = {"PYTHON": shlex.quote(sys.executable), "OUT": shlex.quote(str(out)), "NAME": step.name}
     command = re.sub(r"\b(PYTHON|OUT|NAME)\b", lambda word: words[word[0]], step.command)
     path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1",
+    env = ALONE | os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1",
                         "PATH": f"{os.environ['PATH']}{os.pathsep}{CUDA}"} | step.env
     log, figures = out / f"{step.name}.log", out / f"{step.name}.json"
     figures.unlink(missing_ok=True)

@@ -167,13 +167,14 @@ class Sampler:
         return found | {"throttled": sorted(self._throttled)}
 
 
-def nvml() -> tuple[Any | None, str]:
-    """pynvml, where it is installed and the driver answers it; else why not."""
+def nvml(uuid: str) -> tuple[Any | None, str]:
+    """pynvml, where it is installed and the driver answers it about this GPU; else why not."""
     if not _has_module("pynvml"):
         return None, "nvidia-ml-py is not installed"
     library = importlib.import_module("pynvml")
     try:
         library.nvmlInit()
+        library.nvmlDeviceGetHandleByUUID(uuid)
     except library.NVMLError as error:
         return None, f"NVML does not answer: {error}"
     return library, ""

@@ -145,14 +145,17 @@ def device_name(device: torch.device) -> str:
 
 
 def clocks(device: torch.device) -> dict[str, int] | None:
-    """The GPU's clocks in MHz, where NVML is there to be asked."""
+    """The GPU's clocks in MHz, where NVML is there and answers."""
     if device.type != "cuda":
         return None
     try:
         import pynvml
     except ImportError:
         return None
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    return {"sm": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "memory": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)}
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return {"sm": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+                "memory": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)}
+    except pynvml.NVMLError:  # not every virtual machine lets it
+        return None

@@ -26,13 +26,13 @@ FOUND = {"device": "NVIDIA H100 80GB HBM3", "uuid": "GPU-1", "gpus": 1, "cuda": 
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     here = dict(FOUND)
     monkeypatch.setattr(gpu_check, "probe", lambda: here)
-    monkeypatch.setattr(gpu_check, "nvml", lambda: (None, "nvidia-ml-py is not installed"))
+    monkeypatch.setattr(gpu_check, "nvml", lambda uuid: (None, "nvidia-ml-py is not installed"))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return here
 
 
 def check(out: Path, *steps: Step, only: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
-    code = gpu_check.main(["--out", str(out), *(word for name in only for word in ("--only", name))], steps)
+    code = gpu_check.main(["--out", str(out), *(("--only", *only) if only else ())], steps)
     return code, json.loads((out / "results.json").read_text())["steps"]
 
 
@@ -114,7 +114,7 @@ def test_a_cut_repeats_the_step_that_was_cut(tmp_path: Path):
 import sys
 from benchmarks import gpu_check
 from benchmarks.gpu_steps import Step
-gpu_check.probe, gpu_check.nvml = lambda: {FOUND!r}, lambda: (None, "none")
+gpu_check.probe, gpu_check.nvml = lambda: {FOUND!r}, lambda uuid: (None, "none")
 first = Step("first", {count(tmp_path)!r})
 second = Step("second", "echo $$ > {tmp_path}/pid; [ -e {tmp_path}/quick ] || sleep 60")
 sys.exit(gpu_check.main(["--out", {str(tmp_path)!r}], [first, second]))
@@ -254,6 +254,18 @@ def test_clocks_and_power_are_those_of_a_working_gpu(monkeypatch: pytest.MonkeyP
     assert figures["throttled"] == ["SwPowerCap"] and "temperature_c" not in figures
 
 
+def test_a_driver_that_does_not_know_the_gpu_costs_the_clocks_alone(monkeypatch: pytest.MonkeyPatch):
+    def unknown(uuid: str) -> None:
+        raise Nvml.NVMLError("not found")
+
+    library = Nvml(nvmlInit=lambda: None)
+    monkeypatch.setattr(gpu_host, "_has_module", lambda name: True)
+    monkeypatch.setattr(gpu_host.importlib, "import_module", lambda name: library)
+    assert gpu_host.nvml("GPU-1") == (library, "")
+    monkeypatch.setattr(library, "nvmlDeviceGetHandleByUUID", unknown)
+    assert gpu_host.nvml("GPU-1") == (None, "NVML does not answer: not found")
+
+
 def test_the_real_steps_are_well_formed():
     names = [step.name for step in STEPS]
     assert len(set(names)) == len(names)
@@ -283,6 +295,8 @@ def test_growth_is_that_of_the_last_quarter_over_the_second():
     assert ratios["resident"] == pytest.approx(199 / 149)
     document = {"steps": leak, "kv_cache": 0}
     assert bench_memory.wrong(document, ratios) == ["resident grew by 33.6%"]
+    ratios = {"resident": 1.02, "generating": 1.009, "peak": 1.04, "allocated": 1.06}
+    assert bench_memory.wrong(document, ratios) == ["resident grew by 2.0%", "allocated grew by 6.0%"]
 
 
 def test_moved_weights_and_a_kv_cache_that_stays_are_named():
