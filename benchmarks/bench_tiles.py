@@ -32,7 +32,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from benchmarks import compare, cuda_tile, static_triton, timing
-from benchmarks.gpu_host import tool
+from benchmarks.gpu_host import commit, tool
 from benchmarks.inputs import DTYPES, GROUP
 from benchmarks.tile_fields import CUDA, FIELDS, Problem, Value, loss
 
@@ -283,22 +283,31 @@ def main(arguments: list[str] | None = None) -> dict[str, Any] | None:
     clock = timing.Clock(device, stream)
     print(f"{timing.device_name(device)}; torch {torch.__version__}, triton {triton.__version__}; "
           f"{tiles.device(device)}")
+    document: dict[str, Any] = {
+        "device": timing.device_name(device), "threads": torch.get_num_threads(), "quick": quick,
+        "versions": {"torch": torch.__version__, "triton": triton.__version__}, "commit": commit(),
+        "clocks": timing.clocks(device), "lines": [], "rows": []}
     by_field: dict[str, list[list[dict[str, Any]]]] = {}
     for case in cases(device, quick):
         if re.search(options.filter, case.label):
             rows = measure(case, clock, stream, 2 if quick else ROUNDS)
             print(table(rows), flush=True)
             by_field.setdefault(case.field, []).append(rows)
-    lines = [] if quick else [
-        line_for(field, value) for field, by_case in by_field.items() if (value := better(field, by_case))]
-    document = {
-        "device": timing.device_name(device), "threads": torch.get_num_threads(), "quick": quick,
-        "versions": {"torch": torch.__version__, "triton": triton.__version__}, "clocks": timing.clocks(device),
-        "lines": lines, "rows": [row for by_case in by_field.values() for rows in by_case for row in rows]}
-    if options.out is not None:
-        compare.write(document, options.out)
-    print("\nahead of the table: " + "; ".join(lines) if lines else "\nnothing is ahead of the table")
+            document["rows"] += rows
+            write(document, options.out)
+    if not quick:
+        document["lines"] = [line_for(field, value) for field, by_case in by_field.items()
+                             if (value := better(field, by_case)) is not None]
+        write(document, options.out)
+    print("\nahead of the table: " + "; ".join(document["lines"]) if document["lines"] else
+          "\nnothing is ahead of the table")
     return document
+
+
+def write(document: dict[str, Any], out: Path | None) -> None:
+    """After each case: what was measured outlives what comes next."""
+    if out is not None:
+        compare.write(document, out)
 
 
 if __name__ == "__main__":
