@@ -82,8 +82,10 @@ def forget(run: Path, step: int) -> None:
 def steps(run: Path) -> list[int]:
     """Steps of which there are responses. Raises UserError where there are none at all."""
     if not (found := _files(run)):
-        raise UserError(f"{run}: there are no stored responses, {run / 'samples'} has no step-*.parquet; a run stores "
-                        "logging.responses of every step, unless that is 0")
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{run}: not a run folder, there is no config.yaml in it")
+        raise UserError(f"{run}: there are no stored responses, {run / 'samples'} has no step-*.parquet; they come "
+                        "with the run's first step, unless logging.responses is 0")
     return [number for number, _ in found]
 
 

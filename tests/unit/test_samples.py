@@ -72,7 +72,10 @@ def test_what_came_after_a_checkpoint_is_forgotten(tmp_path):
     samples.forget(tmp_path, 2)
     assert samples.steps(tmp_path) == [1, 2] and not half.exists()
     samples.forget(tmp_path, -1)
-    with pytest.raises(UserError, match="there are no stored responses.*logging.responses"):
+    with pytest.raises(UserError, match=f"{tmp_path}: not a run folder, there is no config.yaml in it"):
+        samples.steps(tmp_path)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="there are no stored responses.*the run's first step.*logging.responses"):
         samples.steps(tmp_path)
     samples.forget(tmp_path / "fresh", -1)
 

@@ -131,6 +131,14 @@ def test_the_command_prints_json(run, own, capsys):
     assert document["keywords"]["doubt"] == {"hmm": 2, "wait": 3}
 
 
+def test_json_holds_no_control_characters(tmp_path, own, capsys):
+    samples.write(tmp_path, 1, [replace(row(1, 0, "\x9b2J wait: fine.</think> 7"), prompt_id="p\x9b31m\x7f")])
+    assert command(["analyze", str(tmp_path), "--patterns", str(own.file), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert not set(printed.rstrip("\n")) & {chr(code) for code in (*range(32), *range(0x7F, 0xA0))}
+    assert {e["prompt_id"] for e in json.loads(printed)["examples"]} == {"p\x9b31m\x7f"}
+
+
 def test_stored_responses_are_shown(run, capsys):
     assert command(["analyze", str(run), "--show", "3"]) == 0
     by_step = capsys.readouterr().out
@@ -160,5 +168,8 @@ def test_what_responses_hold_does_not_reach_the_terminal(tmp_path, capsys):
 
 
 def test_a_run_without_responses_is_told(tmp_path, own):
+    with pytest.raises(UserError, match="not a run folder"):
+        frequencies(tmp_path, own)
+    (tmp_path / "config.yaml").write_text("")
     with pytest.raises(UserError, match="there are no stored responses"):
         frequencies(tmp_path, own)
