@@ -1,9 +1,12 @@
-"""Write a wheel again with nothing but what one GPU architecture runs: slim_wheel.py WHEEL --arch 90 --out DIR
+"""Write a wheel again with nothing but what one GPU architecture runs:
+
+    slim_wheel.py WHEEL --arch 90 --out DIR [--drop PATTERN]...
 
 Code for other architectures is taken out of the fat binaries of shared libraries, wherever there is machine code for
 this one, and zeros take its place: a library keeps its size and layout, and the compressed wheel, which is what
 travels, shrinks. nvprune cannot do that: it takes objects and static libraries only. For 9.0 FlashAttention-2 is left
-out of vLLM where FlashAttention-3 is there: vLLM imports each if it can, and takes 3 on such a GPU.
+out of vLLM where FlashAttention-3 is there: vLLM imports each if it can, and takes 3 on such a GPU. --drop leaves out
+files by name, 'vllm/_moe_C*' for one; nobody looks whether anything still imports them.
 
 A changed wheel gets a build tag (NAME-VERSION-1sm90-...), a RECORD of what it holds now, and no signature. One in which
 nothing is to be changed is copied. Where bytes look like a fat binary and are not one, they are left as they are.
@@ -14,13 +17,14 @@ from __future__ import annotations
 import argparse
 import base64
 import csv
+import fnmatch
 import hashlib
 import io
 import shutil
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,8 +86,8 @@ def slim_library(data: bytes, arch: int) -> bytes:
     return bytes(slim)
 
 
-def slim_wheel(wheel: Path, arch: int, out: Path) -> Path:
-    """Path of the new wheel in `out`."""
+def slim_wheel(wheel: Path, arch: int, out: Path, drop: Sequence[str] = ()) -> Path:
+    """Path of the new wheel in `out`. `drop`: patterns of names, in which * stands for / too."""
     parts = wheel.name.removesuffix(".whl").split("-")
     target = out / "-".join([*parts[:2], f"1sm{arch}", *parts[-3:]])
     target = target.with_name(target.name + ".whl")
@@ -94,7 +98,7 @@ def slim_wheel(wheel: Path, arch: int, out: Path) -> Path:
         names = old.namelist()
         info = next(name.rsplit("/", 1)[0] for name in names
                     if name.endswith(".dist-info/RECORD") and name.count("/") == 1)
-        dropped = _dropped(names, arch)
+        dropped = _unused(names, arch).union(*(fnmatch.filter(names, pattern) for pattern in drop))
         for member in old.infolist():
             name = member.filename
             if name in dropped or name in (f"{info}/RECORD", f"{info}/RECORD.jws", f"{info}/RECORD.p7s"):
@@ -122,7 +126,7 @@ def slim_wheel(wheel: Path, arch: int, out: Path) -> Path:
     return target
 
 
-def _dropped(names: list[str], arch: int) -> set[str]:
+def _unused(names: list[str], arch: int) -> set[str]:
     unused, instead = UNUSED.get(arch, (None, None))
     if unused is None or not any(name.startswith(instead) for name in names):
         return set()
@@ -134,8 +138,9 @@ def main() -> None:
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--arch", type=int, required=True, help="90 for an H100")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--drop", action="append", default=[], metavar="PATTERN", help="leave out files of such names")
     options = parser.parse_args()
-    new = slim_wheel(options.wheel, options.arch, options.out)
+    new = slim_wheel(options.wheel, options.arch, options.out, options.drop)
     before, after = options.wheel.stat().st_size / 2**20, new.stat().st_size / 2**20
     if new.name != options.wheel.name:
         print(f"{new.name}: {before:.1f} -> {after:.1f} MiB", file=sys.stderr)

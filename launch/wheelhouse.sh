@@ -1,41 +1,46 @@
 #!/usr/bin/env bash
 # Collect, on a connected machine, the wheels that a GPU host without a network needs to run srpo:
 #
-#     launch/wheelhouse.sh OUT [--python 3.12] [--piece-size 60M] [--arch 90] [--have FILE] [--requirements FILE]...
+#     launch/wheelhouse.sh OUT [--python 3.12] [--piece-size 60M] [--arch 90 [--drop PATTERN]...] [--have FILE]
+#         [--requirements FILE]... [--no-deps]
 #
 # Copy OUT/send to the other side, all at once or piece by piece, and run install.sh there; it says which pieces are
 # missing or damaged. OUT/wheels keeps what was downloaded: another run fetches only what is new.
 #
 # --have FILE is `pip freeze` of the host: what it has in the very version that is wanted stays away, and its torch,
-# triton and CUDA libraries are never replaced. pip refuses a requirement that does not fit them, and says which; vLLM
-# is built for one torch, so a host with another one needs a --requirements file with the vLLM that fits it.
-# --arch 90 leaves out code for other GPUs, where that can be (slim_wheel.py).
+# triton and CUDA libraries are never replaced; what its torch pins came with it, named in FILE or not. pip refuses a
+# requirement that does not fit them, and says which; vLLM is built for one torch, so a host with another one needs a
+# --requirements file with the vLLM that fits it. --no-deps collects exactly what the files name, and asks for no more.
+# --arch 90 leaves out code for other GPUs, where that can be, and --drop what matches in any wheel (slim_wheel.py).
 # Wheels come from wherever pip is set up to look; x86-64 Linux only. PYTHON says which interpreter's pip.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 
 usage() {
-    sed -n '2,5p' "$0" | cut -c3- >&2
+    sed -n '2,6p' "$0" | cut -c3- >&2
     echo "wheelhouse.sh: $1" >&2
     exit 2
 }
 
 [ $# -ge 1 ] && [ "${1#-}" = "$1" ] || usage "OUT is missing"
-out=$1 version=3.12 size=60M arch='' have='' requirements=()
+out=$1 version=3.12 size=60M arch='' have='' requirements=() deps=() drop=()
 shift
 while [ $# -gt 0 ]; do
+    [ "$1" != --no-deps ] || { deps=(--no-deps); shift; continue; }
     [ $# -ge 2 ] || usage "$1 needs a value"
     case $1 in
         --python) version=$2 ;;
         --piece-size) size=$2 ;;
         --arch) arch=$2 ;;
+        --drop) drop+=(--drop "$2") ;;
         --have) have=$2 ;;
         --requirements) requirements+=(-r "$2") ;;
         *) usage "unknown option $1" ;;
     esac
     shift 2
 done
+[ ${#drop[@]} -eq 0 ] || [ -n "$arch" ] || usage "--drop needs --arch"
 [ -z "$have" ] || [ -r "$have" ] || usage "--have $have: no such file"
 [ ${#requirements[@]} -gt 0 ] || requirements=(-r "$here/../requirements/train.txt" -r "$here/../requirements/gpu.txt")
 
@@ -54,17 +59,25 @@ touch "$work/have" "$work/keep"
 grep -E '^(torch|triton|nvidia-.*)==' "$work/have" > "$work/keep" || true
 # What conflicts with what pip says on its standard output.
 "$python" -m pip install --disable-pip-version-check --dry-run --ignore-installed --target "$work/none" \
-    "${platform[@]}" "${requirements[@]}" -c "$work/keep" --report "$work/report.json" > "$work/log" ||
+    "${platform[@]}" "${deps[@]}" "${requirements[@]}" -c "$work/keep" --report "$work/report.json" > "$work/log" ||
     { grep -A 20 -i '^the conflict' "$work/log" >&2; exit 1; }
 "$python" - "$work/report.json" "$work/have" > "$work/wanted" <<'END'
 import json, re, sys
 from urllib.parse import unquote
 have = set(open(sys.argv[2]).read().split())
-for item in json.load(open(sys.argv[1]))["install"]:
-    name, version = item["metadata"]["name"], item["metadata"]["version"]
-    canonical = re.sub(r"[-_.]+", "-", name).lower()
-    if f"{canonical}=={version.split('+')[0]}" not in have:
-        print(f"{canonical}=={version}", unquote(item["download_info"]["url"]).rsplit("/", 1)[1])
+items = {re.sub(r"[-_.]+", "-", item["metadata"]["name"]).lower(): item
+         for item in json.load(open(sys.argv[1]))["install"]}
+came, pinned = set(), ["torch"] if any(each.startswith("torch==") for each in have) else []
+while pinned:
+    name = pinned.pop()
+    if name in items and name not in came:
+        came.add(name)
+        needs = [need.split(";")[0] for need in items[name]["metadata"].get("requires_dist", ())]
+        pinned += [re.match(r"[\w.-]+", need)[0].lower() for need in needs if "==" in need]
+for name, item in items.items():
+    version = item["metadata"]["version"]
+    if name not in came and f"{name}=={version.split('+')[0]}" not in have:
+        print(f"{name}=={version}", unquote(item["download_info"]["url"]).rsplit("/", 1)[1])
 END
 [ -s "$work/wanted" ] || { echo "the host has everything"; exit 0; }
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps "${platform[@]}" -r <(cut -d' ' -f1 "$work/wanted") \
@@ -76,7 +89,7 @@ while read -r _ file; do
     wheel=$out/wheels/$file
     [ -f "$wheel" ] || { echo "wheelhouse.sh: pip left no $file in $out/wheels" >&2; exit 1; }
     if [ -n "$arch" ]; then
-        "$python" "$here/slim_wheel.py" "$wheel" --arch "$arch" --out "$work/house"
+        "$python" "$here/slim_wheel.py" "$wheel" --arch "$arch" "${drop[@]}" --out "$work/house"
     else
         cp "$wheel" "$work/house"
     fi

@@ -59,7 +59,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel(folder, "example_big", "2.0",
           {"example_big.so": LIBRARY, "pages.bin": os.urandom(120_000), FA2: b"2", FA3: b"3"})
     wheel(folder, "example_there", "3.0", {"example_there.py": b""})
-    wheel(folder, "torch", "2.11.0", {"torch.py": b""})
+    wheel(folder, "torch", "2.11.0", {"torch.py": b""}, "example-cuda[blas]==1.0", "example-loose>=1")
+    wheel(folder, "example_cuda", "1.0", {}, 'example-blas==1.5; extra == "blas"')
+    wheel(folder, "example_blas", "1.5", {"blas.so": b""})
+    wheel(folder, "example_loose", "1.1", {"loose.py": b""})
     wheel(folder, "torch", "2.13.0", {"torch.py": b""})
     return folder
 
@@ -81,7 +84,7 @@ def collected(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = collect(index, out, "--piece-size", "50K", "--arch", "90",
                   host="torch==2.11.0+cu130\nExample_There==3.0\nmine @ file:///x\n")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("2 wheels, ") and "example_big-2.0-1sm90-" in run.stderr
+    assert run.stdout.startswith("3 wheels, ") and "example_big-2.0-1sm90-" in run.stderr
     return out / "send"
 
 
@@ -96,8 +99,18 @@ def test_what_the_host_lacks_arrives_in_pieces(collected: Path, tmp_path: Path):
     run = install(collected, tmp_path / "site")
     assert run.returncode == 0, run.stderr
     installed = {path.name for path in (tmp_path / "site").iterdir()}
-    assert {"example_top.py", "example_big.so", "pages.bin"} <= installed
-    assert not installed & {"torch.py", "example_there.py"}
+    assert {"example_top.py", "example_big.so", "pages.bin", "loose.py"} <= installed
+    assert not installed & {"torch.py", "example_there.py", "blas.so"}, "what the host has, or came with its torch"
+
+
+def test_what_the_files_name_and_no_more(index: Path, tmp_path: Path):
+    run = collect(index, tmp_path / "out", "--no-deps", "--arch", "90", "--drop", "*.bin", "--drop", "no/such/*",
+                  requirement="example-big\nexample-top")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("2 wheels, ")
+    assert install(tmp_path / "out" / "send", tmp_path / "site").returncode == 0
+    installed = {path.name for path in (tmp_path / "site").iterdir()}
+    assert {"example_top.py", "example_big.so"} <= installed and not installed & {"pages.bin", "torch.py"}
 
 
 def test_damaged_and_missing_pieces_are_named_and_nothing_is_installed(collected: Path, tmp_path: Path):
@@ -134,7 +147,7 @@ def test_a_requirement_that_does_not_fit_the_hosts_torch_is_refused(index: Path,
 
 @pytest.mark.parametrize("arguments, says", [
     ([], "OUT is missing"), (["x", "--arch"], "--arch needs a value"), (["x", "--what", "1"], "unknown option --what"),
-    (["x", "--have", "no/file"], "--have no/file: no such file")])
+    (["x", "--have", "no/file"], "--have no/file: no such file"), (["x", "--drop", "*"], "--drop needs --arch")])
 def test_bad_arguments(arguments: list[str], says: str, tmp_path: Path):
     run = subprocess.run(["bash", str(LAUNCH / "wheelhouse.sh"), *arguments], cwd=tmp_path, text=True,
                          capture_output=True)
@@ -180,6 +193,15 @@ def test_a_slimmed_wheel_records_what_it_holds(index: Path, tmp_path: Path):
         assert rows[-1] == ["example_big-2.0.dist-info/RECORD", "", ""]
         assert archive.read("example_big.so") == slim_wheel.slim_library(LIBRARY, 90)
         assert b"\nBuild: 1sm90\n" in archive.read("example_big-2.0.dist-info/WHEEL")
+
+
+def test_dropped_files_are_not_in_the_record(index: Path, tmp_path: Path):
+    (big,) = index.glob("example_big*")
+    with zipfile.ZipFile(slim_wheel.slim_wheel(big, 100, tmp_path, ["vllm/*/_vllm_fa2*", "pages.*"])) as archive:
+        names = set(archive.namelist())
+        record = archive.read("example_big-2.0.dist-info/RECORD").decode()
+        assert names & {FA2, FA3, "pages.bin", "example_big.so"} == {FA3, "example_big.so"}
+        assert {row[0] for row in csv.reader(io.StringIO(record))} == names
 
 
 def test_a_wheel_without_gpu_code_stays_as_it_is(index: Path, tmp_path: Path):
