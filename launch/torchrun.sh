@@ -9,7 +9,7 @@
 # RDZV_ENDPOINT   HOST:PORT where the hosts meet: one of them, which must outlive the others; needed with NNODES > 1
 # RDZV_ID         the same name on all hosts of one launch, another one for each launch that uses the endpoint (srpo)
 # LOCAL_ADDR      this host's address as the others reach it (what its own name resolves to)
-# MAX_RESTARTS    times that torchrun starts the ranks again from the last checkpoint after a failure (3)
+# MAX_RESTARTS    times that torchrun starts the ranks again from the last checkpoint after a fault (3)
 # PYTHON          the interpreter (python3)
 #
 # SIGTERM: the run saves after the step in flight and ends with 0; a second one ends it at once. docs/cluster.md has all

@@ -23,7 +23,7 @@ from typing import NoReturn, TextIO
 from srpo.commands import analyze, doctor, export, forecast, history, plan, prepare, stage, train
 from srpo.commands import eval as evaluation
 from srpo.commands import report as comparison
-from srpo.errors import UserError, rank, report, tell_torchrun
+from srpo.errors import Fault, UserError, rank, report, tell_torchrun
 from srpo.printable import visible
 
 ECHO = 2.0
@@ -58,7 +58,7 @@ def command(argv: list[str] | None = None) -> int:
     try:
         return args.handler(args)
     except UserError as e:
-        report(f"srpo: error: {e}")
+        report(f"srpo: error: {e}", lasting=not isinstance(e, Fault))
         return 2
     except ModuleNotFoundError as e:
         report(f"srpo: error: package {e.name!r} is not installed; `srpo doctor` tells how to get it")

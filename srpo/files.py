@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srpo.errors import UserError
+from srpo.errors import Fault, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A full disk, a missing permission and the like become a UserError that names `path`."""
+    """A full disk, a missing permission and the like become a UserError that names `path`; storage that does not
+    answer, a Fault."""
     try:
         yield
     except OSError as e:
-        raise UserError(f"{path}: cannot be written: {e.strerror or e}") from e
+        kind = Fault if e.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT) else UserError
+        raise kind(f"{path}: cannot be written: {e.strerror or e}") from e
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from srpo.comm import START, all_gather, broadcast, broken, hung, set_timeout
-from srpo.errors import UserError, report
+from srpo.errors import Fault, report
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Watchdog:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Raise UserError in place of what a collective raises when it hangs or another rank is gone."""
+        """Raise Fault in place of what a collective raises when it hangs or another rank is gone."""
         try:
             yield
         except RuntimeError as e:  # c10d's own errors are among them
@@ -126,7 +126,7 @@ class Watchdog:
             self._hurry.set()
             self._failed.wait(BEAT + 5 * PATIENCE)
             self._fail(self._lost or f"a collective took more than {self._minutes:g} minutes ({text})")
-            raise UserError(str(self._failure)) from e
+            raise Fault(str(self._failure)) from e
 
     def close(self) -> None:
         """The work is done: nothing is watched any more, and a SIGTERM has nothing to stop."""

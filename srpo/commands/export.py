@@ -14,8 +14,8 @@ from srpo.errors import UserError
 def add(commands: Commands) -> None:
     export = commands.add_parser(
         "export", help="write the last checkpoint of a run as a Hugging Face directory",
-        description="Write the last checkpoint of a run as a directory that transformers and vLLM load. On the CPU, in the "
-                    "host's memory.")
+        description="Write the last checkpoint of a run as a directory that transformers and vLLM load. On the CPU, in "
+                    "the host's memory.")
     export.add_argument("run", metavar="RUN", type=Path, help="run folder")
     export.add_argument("directory", metavar="DIR", type=Path, help="where to write; created")
     export.set_defaults(handler=run)

@@ -7,6 +7,7 @@ from argparse import Namespace
 
 from srpo.commands.log import start_log
 from srpo.commands.parser import Commands
+from srpo.errors import UserError, met_before
 
 
 def add(commands: Commands) -> None:
@@ -19,6 +20,8 @@ def add(commands: Commands) -> None:
 
 
 def run(args: Namespace) -> int:
+    if error := met_before():
+        raise UserError(error)
     from srpo import config
     from srpo.check import check
 

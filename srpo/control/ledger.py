@@ -34,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from srpo.control.views import SQL
-from srpo.errors import UserError
+from srpo.errors import Fault, UserError
 from srpo.files import replacing
 
 log = logging.getLogger(__name__)
@@ -143,8 +143,7 @@ def connect(path: str | Path) -> sqlite3.Connection:
     """
     file = Path(path) / "ledger.sqlite" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        missing = "no such file or folder" if file == Path(path) else f"there is no {file}"
-        raise UserError(f"{path}: {missing}; give a run folder, or its ledger.sqlite")
+        raise UserError(f"{path}: there is no {file}; give a run folder, or its ledger.sqlite")
     with _errors(file):
         # Read-only: where locks do not reach from host to host, a reader could otherwise take the journal of a running
         # transaction for what a killed run left, and undo it.
@@ -355,4 +354,6 @@ def _errors(file: Path) -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except sqlite3.DatabaseError as e:
-        raise UserError(f"{file}: cannot read or write the ledger: {e}") from None
+        passing = getattr(e, "sqlite_errorcode", 0) & 0xFF in (
+            sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL)
+        raise (Fault if passing else UserError)(f"{file}: cannot read or write the ledger: {e}") from None

@@ -46,7 +46,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from srpo import checksums
 from srpo.comm import all_gather, broadcast, broken
 from srpo.config import Config, Parallel
-from srpo.errors import UserError
+from srpo.errors import Fault, UserError
 from srpo.files import sync, writing
 from srpo.megatron.convert import Shards
 from srpo.megatron.model import Policy, read_hf_config, transformer_config
@@ -102,7 +102,7 @@ class Checkpointer:
         except (OSError, RuntimeError, CheckpointException) as e:  # torch.save: RuntimeError when the disk is full
             if broken(e):
                 raise
-            raise UserError(f"{staging}: cannot be written; is the disk full? {_reason(e)}") from e
+            raise Fault(f"{staging}: cannot be written; is the disk full? {_reason(e)}") from e
         if dist.get_rank() == 0:
             with writing(staging / CONTROLLER):
                 (staging / CONTROLLER).write_text(json.dumps({"step": step, "controller": controller_state}))
@@ -114,12 +114,12 @@ class Checkpointer:
     def poll(self, blocking: bool = False) -> None:
         """Complete a save whose writing has ended on all ranks; with `blocking`, wait for that.
 
-        Raises UserError when writing failed.
+        Raises Fault when writing failed; if the disk is full, a next try is told before it writes.
         """
         try:
             self._queue.maybe_finalize_async_calls(blocking)
         except (OSError, CheckpointException) as e:
-            raise UserError(f"{self.directory}: writing the checkpoint failed: {_reason(e)}") from e
+            raise Fault(f"{self.directory}: writing the checkpoint failed: {_reason(e)}") from e
 
     def load(self, trainer: Trainer) -> tuple[int, dict[str, Any]] | None:
         """Restore the newest intact checkpoint into `trainer`, in place: (step, controller state), or None without one.

@@ -49,15 +49,28 @@ def start(tmp_path):
         "run": str(tmp_path / "run"), "model": {"path": str(tmp_path)}, "data": {"train": ["a.jsonl"]},
         "stages": [{"name": "math", "domains": ["math"], "until": "steps", "steps": 1}]}))
 
-    def start(body: str, ranks: int = 2, **env: str) -> subprocess.Popen:
+    def start(body: str, ranks: int = 2, restarts: int = 0, **env: str) -> subprocess.Popen:
         script = tmp_path / "rank.py"
         script.write_text(RANK % "\n".join(f"    {line}" for line in body.strip().splitlines()))
-        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+                                          f"--max-restarts={restarts}"]
         return subprocess.Popen(
             [sys.executable, *launcher, str(script), str(tmp_path / "c.yaml")], text=True, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"} | env)
 
     return start
+
+
+@pytest.mark.parametrize(("error", "tries"), [("UserError", 1), ("Fault", 3)])
+def test_only_a_fault_is_tried_again(start, tmp_path, error, tries):
+    """Bad input stays bad: ranks that torchrun starts again end at once, with the same line."""
+    code, out = end(start(f"""
+open("{tmp_path}/tries", "a").write("x") if rank == 0 else wait_for_ever()
+raise errors.{error}("no such thing")
+""", restarts=2))
+    assert code != 0
+    assert (tmp_path / "tries").read_text() == "x" * tries
+    assert out.count("srpo: error: no such thing\n") >= 3
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
