@@ -384,6 +384,13 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
+def flat(tree: Any, key: str = "") -> dict[str, str]:
+    """Settings of a configuration's tree by dotted key, as they read in Python."""
+    if isinstance(tree, dict):
+        return {k: v for name, value in tree.items() for k, v in flat(value, f"{key}.{name}".lstrip(".")).items()}
+    return {key: repr(tree)}
+
+
 def _override(tree: dict[str, Any], item: str) -> None:
     key, sep, value = item.partition("=")
     if not sep or not key:

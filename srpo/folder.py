@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import IO
 
-from srpo.config import Config, dump
-from srpo.errors import UserError
+from srpo import yaml12
+from srpo.config import Config, dump, flat
+from srpo.errors import Fault, UserError
 from srpo.files import write_text
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,11 @@ def claim(folder: Path) -> IO[str]:
             return lock
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise UserError(f"run = {str(folder)!r}: another launch is using it; wait for it, or choose another "
-                                "folder") from None
+                raise Fault(f"run = {str(folder)!r}: another launch is using it; wait for it, or choose another "
+                            "folder") from None
             time.sleep(0.1)
+        except OSError as e:
+            raise _no_locks(folder, e) from None
 
 
 def in_use(folder: Path) -> bool:
@@ -47,13 +50,25 @@ def in_use(folder: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as e:
+        raise _no_locks(folder, e) from None
     return False
+
+
+def _no_locks(folder: Path, error: OSError) -> UserError:
+    return UserError(f"run = {str(folder)!r}: its file system gives no lock, by which two launches are kept apart: "
+                     f"{error.strerror}; mount it with locks (Lustre: -o flock, NFS: without nolock), or choose a "
+                     "folder on another one")
 
 
 def record(file: Path, config: Config) -> None:
     """Write the resolved configuration, saying what differs from the one there before."""
-    text = dump(config)
-    if file.exists() and (old := file.read_text()) != text:
-        changed = set(text.splitlines()) - set(old.splitlines())
-        log.warning("%s changed since the run began: %s", file, "; ".join(sorted(line.strip() for line in changed)))
-    write_text(file, text)
+    if file.exists() and (changed := _changes(file, config)):
+        log.warning("%s changed since the run began: %s", file, "; ".join(changed))
+    write_text(file, dump(config))
+
+
+def _changes(file: Path, config: Config) -> list[str]:
+    old, new = flat(yaml12.parse(file.read_text())), flat(config.model_dump())
+    return [f"{key} = {new.get(key, 'unset')} (was {old.get(key, 'unset')})"
+            for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]

