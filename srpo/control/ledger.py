@@ -143,7 +143,8 @@ def connect(path: str | Path) -> sqlite3.Connection:
     """
     file = Path(path) / "ledger.sqlite" if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise UserError(f"{path}: there is no {file}; give a run folder, or its ledger.sqlite")
+        missing = "no such file or folder" if file == Path(path) else f"there is no {file}"
+        raise UserError(f"{path}: {missing}; give a run folder, or its ledger.sqlite")
     with _errors(file):
         # Read-only: where locks do not reach from host to host, a reader could otherwise take the journal of a running
         # transaction for what a killed run left, and undo it.
