@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
                     "arithmetic (the run's model.dtype, or auto: the model's own)")
     ev.add_argument("--tensor", metavar="N", type=int, help="ranks of one copy of the model (1)")
     ev.add_argument("--chunk", metavar="N", type=int, help="problems that are sampled and written together (as many as "
-                    "make 256 responses)")
+                    "make 64 responses)")
     ev.add_argument("--workers", metavar="N", type=int, help="grader processes (all cores)")
     ev.add_argument("--allow-unsafe-sandbox", action="store_true", help="run programs even where the host cannot "
                     "isolate them: they may read and write whatever this account may")

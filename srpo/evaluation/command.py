@@ -148,8 +148,7 @@ def _sample(plan: Plan, out: Path, workers: int | None) -> None:
     with Progress(*columns, console=Terminal(stderr=True), disable=rank > 0) as progress:
         total = plan.settings.samples * sum(len(chunk.problems) for chunk in share)
         bar = progress.add_task("responses", total=plan.done + total, completed=plan.done)
-        for chunk in share:
-            sample(chunk, out, sampler, graders, plan.settings, lambda n: progress.advance(bar, n))
+        sample(share, out, sampler, graders, plan.settings, lambda n: progress.advance(bar, n))
     if graders:
         graders.close()
 

@@ -1,6 +1,6 @@
 """Sampling and grading, a chunk of problems at a time; each chunk is a Parquet file, written whole or not at all.
 
-A chunk is made of neighbouring problems of one data set and is one call of the sampler, so that its responses depend
+A chunk is made of neighbouring problems of one data set and is one batch of the sampler, so that its responses depend
 on the settings and its problems, not on which chunks were made before a kill or by which rank.
 """
 
@@ -47,30 +47,38 @@ def chunks(sets: Sequence[DataSet], size: int) -> list[Chunk]:
     return [Chunk(s.name, i // size, s.problems[i : i + size]) for s in sets for i in range(0, len(s.problems), size)]
 
 
-def sample(chunk: Chunk, out: Path, sampler: Sampler, graders: Graders | None, settings: Settings,
+def sample(share: Sequence[Chunk], out: Path, sampler: Sampler, graders: Graders | None, settings: Settings,
            advance: Callable[[int], None]) -> None:
-    """Make a chunk and write it; `advance` hears of every so many finished responses. Graders are with one rank of a
-    replica; the others only sample."""
-    problems = {p.id: p for p in chunk.problems}
+    """Make chunks and write each when it is complete; `advance` hears of every so many finished responses. Graders are
+    with one rank of a replica; the others only sample."""
+    problems = {p.id: p for chunk in share for p in chunk.problems}
+    place = {p.id: n for n, chunk in enumerate(share) for p in chunk.problems}
+    missing = [len(chunk.problems) * settings.samples for chunk in share]
     responses: dict[tuple[str, int], Completion] = {}
-    for finished in sampler.generate(chunk.problems, settings.samples, settings.temperature, top_p=settings.top_p,
-                                     seed=settings.seed):
-        responses |= finished
+    graded: dict[tuple[str, int], Graded] = {}
+    for finished in sampler.generate([chunk.problems for chunk in share], settings.samples, settings.temperature,
+                                     top_p=settings.top_p, seed=settings.seed):
         advance(len(finished))
-        if graders:
-            graders.submit({key: Response(problems[key[0]], c.text, c.tokens, c.truncated)
-                            for key, c in finished.items()})
-    if graders:
-        graded = graders.collect()
-        write_table(chunk.file(out), pa.Table.from_pylist(_rows(chunk, responses, graded, graders, settings), SAMPLES))
+        if not graders:
+            continue
+        responses |= finished
+        graders.submit({key: Response(problems[key[0]], c.text, c.tokens, c.truncated) for key, c in finished.items()})
+        for i, _ in finished:
+            missing[place[i]] -= 1
+            if not missing[place[i]]:
+                graded |= graders.collect()
+                chunk = share[place[i]]
+                rows = _rows(chunk, responses, graded, graders, settings)
+                write_table(chunk.file(out), pa.Table.from_pylist(rows, SAMPLES))
 
 
 def _rows(chunk: Chunk, responses: dict[tuple[str, int], Completion], graded: dict[tuple[str, int], Graded],
           graders: Graders, settings: Settings) -> list[dict[str, Any]]:
+    """Of the chunk's responses and grades, which are taken away."""
     rows: list[dict[str, Any]] = []
     for p in chunk.problems:
         for j in range(settings.samples):
-            c, g = responses[p.id, j], graded[p.id, j]
+            c, g = responses.pop((p.id, j)), graded.pop((p.id, j))
             rows.append({
                 "data": chunk.data, "id": p.id.removeprefix(f"{chunk.data}/"), "domain": p.domain, "sample": j,
                 "response": c.text, "extracted": extracted(p, c.text, settings.style), "correct": g.correct,

@@ -13,8 +13,8 @@ from srpo.errors import UserError
 from srpo.evaluation.metrics import MAX_SAMPLES
 from srpo.files import write_json
 
-BATCH = 256
-"""Responses that vLLM is given at a time, where nothing else is said: what is lost by a kill."""
+BATCH = 64
+"""Responses of a chunk, where nothing else is said: few, so that many replicas get equal shares of few problems."""
 
 
 @dataclass(frozen=True)

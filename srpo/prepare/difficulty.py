@@ -54,7 +54,7 @@ class Meter:
 
     def pass_rates(self, problems: Sequence[Problem]) -> list[float]:
         k, by_id = self._settings.samples, {p.id: p for p in problems}
-        for finished in self._sampler.generate(problems, k, self._settings.temperature):
+        for finished in self._sampler.generate([problems], k, self._settings.temperature):
             self._graders.submit({key: Response(by_id[key[0]], c.text, c.tokens, c.truncated)
                                   for key, c in finished.items()})
         graded = self._graders.collect()

@@ -1,8 +1,9 @@
 """Sampling from a model as it is on disk: how `srpo prepare` measures difficulty and `srpo eval` evaluates. No trainer,
 no shared weights.
 
-What a prompt's samples are depends on the arguments of one call alone, not on earlier calls. Seeds are as in engine.py:
-on CUDA each request has its own, from (seed, problem, sample); on CPU torch is seeded once a call.
+Problems come in batches. Seeds are as in engine.py: on CUDA each request has its own, from (seed, problem, sample), and
+the next batch begins before the last one ends, so that vLLM has all the sequences that it can decode at once. On CPU
+torch is seeded once a batch, and each waits for the one before: what it samples depends on it and the arguments alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from vllm import LLM, SamplingParams
+from vllm import LLM, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from srpo.data.prompts import Tokenizer
@@ -53,32 +54,36 @@ class Sampler:
                         tensor_parallel_size=tensor,
                         distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
                         enforce_eager=not self._on_cuda, kv_cache_memory_bytes=None if self._on_cuda else CPU_CACHE)
+        self._enough = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs if self._on_cuda else 1
 
-    def generate(self, problems: Sequence[Problem], samples: int, temperature: float, *, top_p: float = 1.0,
+    def generate(self, batches: Sequence[Sequence[Problem]], samples: int, temperature: float, *, top_p: float = 1.0,
                  seed: int = 0) -> Iterator[dict[tuple[str, int], Completion]]:
         """`samples` responses to each problem, handed over as they finish: after each pass of vLLM those, often none,
         that it finished, by the problem's id and the sample. Every rank of an engine calls it with the same arguments.
 
         Raises UserError for a prompt that is empty or exceeds `max_prompt`.
         """
-        if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM's prefix cache is in use while nothing is generated")
-        prompts = self._tokenizer.prompts(problems)
-        if not self._on_cuda:
-            torch.manual_seed(stream(seed, *prompts))
         engine = self._llm.llm_engine
-        for i, tokens in prompts.items():
-            for j in range(samples):
-                params = SamplingParams(
-                    temperature=temperature, top_p=top_p, max_tokens=self._max_tokens,
-                    stop_token_ids=self._tokenizer.stop_ids, seed=stream(seed, i) + j if self._on_cuda else None,
-                    detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
-                add_request(engine, f"{j} {i}", tokens.tolist(), params, self._stop)
+        for problems in batches:
+            if not engine.has_unfinished_requests() and not self._llm.reset_prefix_cache():
+                raise RuntimeError("vLLM's prefix cache is in use while nothing is generated")
+            prompts = self._tokenizer.prompts(problems)
+            if not self._on_cuda:
+                torch.manual_seed(stream(seed, *prompts))
+            for i, tokens in prompts.items():
+                for j in range(samples):
+                    params = SamplingParams(
+                        temperature=temperature, top_p=top_p, max_tokens=self._max_tokens,
+                        stop_token_ids=self._tokenizer.stop_ids, seed=stream(seed, i) + j if self._on_cuda else None,
+                        detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+                    add_request(engine, f"{j} {i}", tokens.tolist(), params, self._stop)
+            while engine.get_num_unfinished_requests() >= self._enough:
+                yield dict(map(self._completion, engine.step()))
         while engine.has_unfinished_requests():
-            finished = {}
-            for output in engine.step():
-                j, i = output.request_id.split(" ", 1)
-                response = list(output.outputs[0].token_ids)
-                finished[i, int(j)] = Completion(self._tokenizer.text(response), len(response),
-                                                 output.outputs[0].finish_reason == "length")
-            yield finished
+            yield dict(map(self._completion, engine.step()))
+
+    def _completion(self, output: RequestOutput) -> tuple[tuple[str, int], Completion]:
+        j, i = output.request_id.split(" ", 1)
+        (completion,) = output.outputs
+        tokens = list(completion.token_ids)
+        return (i, int(j)), Completion(self._tokenizer.text(tokens), len(tokens), completion.finish_reason == "length")

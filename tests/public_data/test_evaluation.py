@@ -38,14 +38,14 @@ def graders() -> Iterator[Graders]:
 def evaluate(found: DataSet, responses: dict[str, str], graders: Graders, out: Path) -> list[report.Scored]:
     """The scores of one given response to each problem."""
 
-    def generate(problems: list[Problem], *_: Any, **__: Any) -> Iterator[dict[tuple[str, int], SimpleNamespace]]:
-        yield {(p.id, 0): SimpleNamespace(text=responses[p.id], tokens=1, truncated=False) for p in problems}
+    def generate(batches: list[list[Problem]], *_: Any, **__: Any) -> Iterator[dict[tuple[str, int], SimpleNamespace]]:
+        for problems in batches:
+            yield {(p.id, 0): SimpleNamespace(text=responses[p.id], tokens=1, truncated=False) for p in problems}
 
     settings = settle(dict.fromkeys(("template", "style")) | {"samples": 1}, None)
     (out / "samples").mkdir(parents=True)
     made = chunks([found], settings.chunk)
-    for chunk in made:
-        sample(chunk, out, SimpleNamespace(generate=generate), graders, settings, lambda n: None)  # type: ignore[arg-type]
+    sample(made, out, SimpleNamespace(generate=generate), graders, settings, lambda n: None)  # type: ignore[arg-type]
     return report.score(made, out, [1])
 
 

@@ -49,27 +49,29 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Model:
-    """`asked`: problems that it has been asked. It dies before the response number `dies`."""
+    """`asked`: problems that it has been asked. It dies before the response number `dies`. `in_turn`: as on CPU, where
+    a batch waits for the one before."""
 
-    def __init__(self, answer: Answer, dies: int | None = None):
-        self.answer, self.dies, self.asked, self.given = answer, dies, [], {}
+    def __init__(self, answer: Answer, dies: int | None = None, in_turn: bool = True):
+        self.answer, self.dies, self.in_turn, self.asked, self.given = answer, dies, in_turn, [], {}
 
     def start(self, *args: Any, **settings: Any) -> Model:
         self.given = {"args": args, **settings}
         return self
 
-    def generate(self, problems: list[Problem], samples: int, temperature: float, *, top_p: float, seed: int
+    def generate(self, batches: list[list[Problem]], samples: int, temperature: float, *, top_p: float, seed: int
                  ) -> Iterator[dict[tuple[str, int], SimpleNamespace]]:
-        order = [(p, j) for p in problems for j in range(samples)]
-        random.Random(len(self.asked)).shuffle(order)  # they finish in any order
-        self.asked += [p.id for p in problems]
-        for p, j in order:
-            if self.dies is not None:
-                if self.dies == 0:
-                    raise KeyboardInterrupt
-                self.dies -= 1
-            text = self.answer(p, j)
-            yield {(p.id, j): SimpleNamespace(text=text, tokens=len(text), truncated=text.endswith("..."))}
+        for problems in batches if self.in_turn else [[p for batch in batches for p in batch]]:
+            order = [(p, j) for p in problems for j in range(samples)]
+            random.Random(len(self.asked)).shuffle(order)  # they finish in any order
+            self.asked += [p.id for p in problems]
+            for p, j in order:
+                if self.dies is not None:
+                    if self.dies == 0:
+                        raise KeyboardInterrupt
+                    self.dies -= 1
+                text = self.answer(p, j)
+                yield {(p.id, j): SimpleNamespace(text=text, tokens=len(text), truncated=text.endswith("..."))}
 
 
 @pytest.fixture
@@ -138,7 +140,7 @@ def test_what_was_done_is_recorded(run, model: Path):
     summary = run(boxed("1"), "--samples", "1", "--temperature", "0.6", "--top-p", "0.9", "--seed", "7",
                   "--max-tokens", "40")
     assert summary["settings"] == {"samples": 1, "temperature": 0.6, "top_p": 0.9, "max_tokens": 40, "seed": 7,
-                                   "template": "plain", "style": "boxed", "stop": [], "chunk": 256,
+                                   "template": "plain", "style": "boxed", "stop": [], "chunk": 64,
                                    "tensor": 1, "dtype": "auto"}
     assert summary["model"]["target"] == str(model) and len(summary["model"]["sha256"]) == 64
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(summary["model"]["files"])
@@ -195,6 +197,25 @@ def test_a_kill_loses_a_chunk_at_most(run, tmp_path: Path):
     third = Model(says)
     other = run(third, *options, "-k", "2")  # another k asks the model nothing
     assert third.asked == [] and "pass@2" in other["data"]["set"] and "pass@1" not in other["data"]["set"]
+
+
+def test_chunks_that_overlap_are_written_as_they_are_completed(run, tmp_path: Path):
+    """Also when the run is killed: those that were whole by then stay."""
+    def says(problem: Problem, j: int) -> str:
+        return f"\\boxed{{{len(problem.prompt) + j}}}"
+
+    options = ("--samples", "2", "--chunk", "1")
+    whole = run(says, *options, out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(Model(says, dies=8, in_turn=False), *options)
+    done = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*.parquet")}
+    assert 0 < len(done) < 5
+    again = Model(says, in_turn=False)
+    assert run(again, *options) == whole and len(again.asked) == 5 - len(done)
+    files = {f.name: f for f in (tmp_path / "out" / "samples").iterdir()}
+    assert all(files[name].stat().st_mtime_ns == written for name, written in done.items())
+    assert {name: f.read_bytes() for name, f in files.items()} == {
+        f.name: f.read_bytes() for f in (tmp_path / "whole" / "samples").iterdir()}
 
 
 @pytest.mark.parametrize(("changed", "message"), [

@@ -27,7 +27,8 @@ def model(monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
 
     def says(**answers: list[str]) -> list[str]:
-        def generate(problems, samples, temperature):
+        def generate(batches, samples, temperature):
+            (problems,) = batches
             asked.extend(p.prompt for p in problems)
             for problem in reversed(problems):  # they finish in any order
                 texts = next(a for key, a in answers.items() if key in problem.prompt)[:samples]

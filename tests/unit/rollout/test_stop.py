@@ -78,7 +78,7 @@ def test_vllm_ends_a_response_there(model: Path, tokenizer: Tokenizer):
 
     def sample(*strings: str) -> Completion:
         sampler._stop = StopStrings(strings, tokenizer)
-        passes = sampler.generate([Problem("p", "math", "1+2+3=", answer="6")], 1, 1.0)
+        passes = sampler.generate([[Problem("p", "math", "1+2+3=", answer="6")]], 1, 1.0)
         (response,) = (completion for finished in passes for completion in finished.values())
         return response
 
