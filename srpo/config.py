@@ -452,7 +452,8 @@ def hf_config(model: str) -> dict[str, Any]:
         hf = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"model.path = {model!r}: {file} does not exist; give a Hugging Face model directory (a "
-                        "relative path is taken from the directory that srpo is started in)") from None
+                        "relative path is taken from the directory that srpo is started in). `hf download OWNER/NAME "
+                        "--local-dir DIR` makes one of a model on the hub") from None
     except OSError as e:
         raise UserError(f"model.path = {model!r}: {file} cannot be read: {e.strerror}") from None
     except UnicodeDecodeError as e:
