@@ -118,7 +118,9 @@ def test_a_full_disk(base: Path, world: World, small_disk: Path) -> None:
 
 @pytest.mark.slow  # how slow it seems depends on what else the machine does
 def test_a_slow_rank_is_named(base: Path, world: World) -> None:
-    """Rank 1 has the processor for a quarter of the time."""
+    """Rank 1 has the processor for a tenth of the time: less than a machine with several times as many processes as
+    cores leaves to rank 0. A step may still go by between two halts, or find rank 0 off the processor; a check that
+    knew nothing would name each rank in half of them."""
     run = world.folder / "slow"
     stage = {"name": "sums", "domains": ["math"], "until": "epochs", "epochs": 8}
     launch = world.train("slow", **world.warm(), stages=[stage], resample={"sampler": "plain", "drop_at": None},
@@ -131,9 +133,9 @@ def test_a_slow_rank_is_named(base: Path, world: World) -> None:
         with suppress(psutil.NoSuchProcess):
             while not slow.is_set():
                 victim.suspend()
-                time.sleep(0.15)
+                time.sleep(0.27)
                 victim.resume()
-                time.sleep(0.05)
+                time.sleep(0.03)
 
     thread = threading.Thread(target=throttle)
     thread.start()
@@ -144,6 +146,6 @@ def test_a_slow_rank_is_named(base: Path, world: World) -> None:
         thread.join()
     steps = metrics(run)[1:]
     named = [m["time/slowest_rank"] for m in steps]
-    assert named.count(1) > 0.8 * len(named)
+    assert named.count(1) > 0.65 * len(named)
     assert re.search(r"rank 1 \(\S+\) has been the slowest for 5 steps: \w+ took it [\d.]+ s, the others [\d.]+ s",
                      output)
