@@ -362,9 +362,9 @@ class Run:
         saved = self.checkpoints.load(self.trainer)
         step, state = saved if saved else (-1, None)
         responses = state.get("responses", {}) if state else {}  # older checkpoints have none
-        self.begun = {i: {int(j): Sample.from_state(self.prompts[i], s) for j, s in group.items()}
-                      for i, group in responses.items()}
         if self.rank == 0:
+            if state and responses:
+                _check_samples(state, self.config.batch.samples)
             self.curriculum.load_state_dict(state)
             stored.forget(self.folder, step)
             if self.prompts.dropped:
@@ -375,6 +375,9 @@ class Run:
                 self.ledger.event(step, "damaged", damage)
             if saved:
                 log.info("resuming %s after step %d", self.folder, step)
+        dist.barrier()  # rank 0 has found the data, and so these prompts, unchanged
+        self.begun = {i: {int(j): Sample.from_state(self.prompts[i], s) for j, s in group.items()}
+                      for i, group in responses.items()}
         self.monitor.resume(step)
         return step if saved else None
 
@@ -388,7 +391,7 @@ class Run:
         state = {}
         if self.rank == 0:
             begun = {i: {j: s.state() for j, s in group.items()} for i, group in self.begun.items()}
-            state = self.curriculum.state_dict() | {"responses": begun}
+            state = self.curriculum.state_dict() | {"responses": begun, "samples": self.config.batch.samples}
         with self.monitor.phase("checkpoint"):
             self.checkpoints.save(step, self.trainer, state)
 
@@ -415,6 +418,14 @@ def _check_resumable(run: Path, ledger: Ledger) -> None:
         raise UserError(f"run = {str(run)!r}: holds {' and '.join(held)}, but no checkpoint to go on from, and to begin "
                         "again would delete them; put its checkpoints/ back, or choose another run folder (or remove "
                         "this one)")
+
+
+def _check_samples(state: dict[str, Any], samples: int) -> None:
+    """Raise UserError where groups that were begun are of another size."""
+    began = state.get("samples", samples)  # older checkpoints do not say
+    if began != samples:
+        raise UserError(f"batch.samples = {samples}: the checkpoint holds groups of {began} that were begun "
+                        "(rollout.oversample); restore it, or choose another run folder")
 
 
 def _rows(plan: StepPlan, rollouts: Rollouts) -> list[RolloutRow]:

@@ -49,6 +49,18 @@ def test_unfinished_groups_go_on_in_the_next_step(base: Path, world: World) -> N
     for part in undisturbed:
         assert ours[part] == undisturbed[part], part
 
+    (killed / "checkpoints" / "latest").write_text(f"step-{moment:08d}")
+    changed = SECTIONS | {"batch": {"prompts": 2, "samples": 2}}
+    assert "batch.samples = 2: the checkpoint holds groups of 4 that were begun" in world.train(
+        "oversampled-killed", ranks=1, **changed, **world.warm()).fail()
+    other = world.folder / "other.jsonl"
+    other.write_text('{"id": "other", "domain": "math", "prompt": "1+1=", "answer": "2"}\n')
+    stages = [SECTIONS["stages"][0] | {"domains": ["math"]}]
+    changed = SECTIONS | {"data": {"train": [str(other)]}, "stages": stages}
+    assert "data.train or seed: not what this run began with" in world.train(
+        "oversampled-killed", ranks=1, **changed, **world.warm()).fail()
+    assert trace(killed)["ledger"] == undisturbed["ledger"], "a refusal leaves everything as it is"
+
 
 def test_tensor_parallel_ranks_stop_together(base: Path, world: World) -> None:
     stages = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 3}]
