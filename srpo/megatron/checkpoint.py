@@ -24,6 +24,7 @@ import queue
 import re
 import shutil
 import signal
+import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -117,7 +118,11 @@ class Checkpointer:
         Raises Fault when writing failed; if the disk is full, a next try is told before it writes.
         """
         try:
-            self._queue.maybe_finalize_async_calls(blocking)
+            self._queue.maybe_finalize_async_calls()
+            # Megatron's own blocking waits in a collective for the slowest writer, which its timeout would end.
+            while blocking and self._queue.get_num_unfinalized_calls():
+                time.sleep(0.1)
+                self._queue.maybe_finalize_async_calls()
         except (OSError, CheckpointException) as e:
             raise Fault(f"{self.directory}: writing the checkpoint failed: {_reason(e)}") from e
 

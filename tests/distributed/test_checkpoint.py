@@ -12,6 +12,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ from models import build, full_tensors, make_samples, saved_model, ungroup
 from safetensors.torch import load_file
 
 from srpo.batch import normalizer, pack
+from srpo.comm import START, set_timeout
 from srpo.errors import UserError
 from srpo.megatron import checkpoint
 from srpo.megatron.checkpoint import Checkpointer
@@ -41,8 +43,8 @@ WRITING = {
     "killed": "the writing process died; was it killed, or out of memory?",
 }
 DAMAGE = {
-    "truncated": r"truncated/step-00000001: damaged: (optimizer)?__\d_\d\.distcp has 100 bytes, not the \d+ that were written; .*; "
-                 r"there is no earlier checkpoint\. Restore it from a copy, or begin anew in another run folder",
+    "truncated": r"truncated/step-00000001: damaged: (optimizer)?__\d_\d\.distcp has 100 bytes, not the \d+ that "
+                 r"were written; .*; there is no earlier checkpoint\. Restore it from a copy, or begin anew in another run folder",
     "no-metadata": r"no-metadata/step-00000001: damaged: \.metadata cannot be read: No such file or directory; .*",
     "no-checksums": r"no-checksums/step-00000001: damaged: checksums\.json cannot be read: .*",
     "no-directory": r"no-directory/latest: names 'step-00000001', which is no checkpoint; .*",
@@ -196,6 +198,26 @@ def failing(name: str) -> dict[str, Any]:
     return {"message": str(error.value) if dist.get_rank() == 0 else "", "step": float(step)}
 
 
+def unfair(_: str) -> dict[str, Any]:
+    """The disk serves one rank long after the other, for longer than a collective may take."""
+    trainer = start("tp2")
+    checkpoints = Checkpointer("unfair", keep=1)
+    real = FileSystemWriterAsync.write_preloaded_data
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        time.sleep(8.0 * dist.get_rank())
+        real(*args, **kwargs)
+
+    with mock.patch.object(FileSystemWriterAsync, "write_preloaded_data", late):
+        checkpoints.save(1, trainer, {})
+        set_timeout(timedelta(seconds=5))
+        try:
+            checkpoints.poll(blocking=True)
+        finally:
+            set_timeout(START)
+    return {"saved": (checkpoints.directory / "latest").read_text()}
+
+
 def damaged(name: str) -> dict[str, Any]:
     trainer = start("tp2")
     train(trainer)
@@ -334,7 +356,7 @@ def exported(_: str) -> dict[str, Any]:
 
 
 OTHER = {
-    "untorn": untorn, "kept": kept, "again": again, "small-disk": small_disk, "export": exported,
+    "unfair": unfair, "untorn": untorn, "kept": kept, "again": again, "small-disk": small_disk, "export": exported,
     "unwritable": unwritable, "not-shared": not_shared, "flipped": flipped,
     **dict.fromkeys(WRITING, failing), **dict.fromkeys(DAMAGE, damaged),
 }  # fmt: skip
@@ -358,6 +380,11 @@ def test_another_layout_continues(measured: dict[str, float]) -> None:
 @on_two_ranks("untorn")
 def test_training_on_does_not_tear_a_save(measured: dict[str, float]) -> None:
     assert measured == {"loaded": 0, "early": 0}
+
+
+@on_two_ranks("unfair")
+def test_waiting_for_a_slow_writer_is_no_hang(measured: dict[str, Any]) -> None:
+    assert measured["saved"] == "step-00000001"
 
 
 @on_two_ranks("kept")
