@@ -140,7 +140,7 @@ class Monitor:
         if self._summary_writer:
             self._write_tensorboard(values)
         if self._wandb:
-            self._wandb.log(values, step=self._step)
+            self._wandb.log(values)
 
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -296,8 +296,12 @@ def _wandb(run_dir: Path, config: Config) -> Any:
     file = run_dir / "wandb.id"
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:8])
-    return wandb.init(project=config.logging.wandb, name=run_dir.name, id=file.read_text(), dir=str(run_dir),
-                      resume="allow", config=config.model_dump())
+    run = wandb.init(project=config.logging.wandb, name=run_dir.name, id=file.read_text(), dir=str(run_dir),
+                     resume="allow", config=config.model_dump())
+    # W&B drops rows whose own step has been before, as those that a resumed run repeats: let it count by itself.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
 
 
 class _Gpu:

@@ -229,13 +229,17 @@ class FakeWandb(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("wandb")
         self.runs, self.logged, self.finished = [], [], 0
+        self.axes: dict[str, str | None] = {}
 
     def init(self, **kwargs):
         self.runs.append(kwargs)
         return self
 
-    def log(self, values, step):
-        self.logged.append((step, values["grad/norm"]))
+    def define_metric(self, name, step_metric=None):
+        self.axes[name] = step_metric
+
+    def log(self, values):
+        self.logged.append((values["step"], values["grad/norm"]))
 
     def finish(self):
         self.finished += 1
@@ -244,11 +248,12 @@ class FakeWandb(types.ModuleType):
 def test_wandb_run_is_continued(monitor, monkeypatch, tmp_path):
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    for step in (1, 2):
+    for step in (2, 1):  # taken back: W&B's own step would drop what comes again
         m = monitor(wandb="srpo")
         m.log(STEP | {"step": step})
     m.close()
-    assert wandb.logged == [(1, STEP["grad/norm"]), (2, STEP["grad/norm"])] and wandb.finished == 1
+    assert wandb.logged == [(2, STEP["grad/norm"]), (1, STEP["grad/norm"])] and wandb.finished == 1
+    assert wandb.axes == {"step": None, "*": "step"}
     first, second = wandb.runs
     assert first == second and first["project"] == "srpo" and first["resume"] == "allow"
     assert first["config"]["logging"]["wandb"] == "srpo" and first["id"] == (tmp_path / "wandb.id").read_text()
