@@ -13,10 +13,11 @@ from launches import HERE, Launch, metrics, query, weights
 from srpo import samples
 
 ALWAYS = {
-    "step", "epoch", "stage", "reward/mean", "length/mean", "groups/zero_advantage", "groups/all_correct",
-    "groups/all_wrong", "loss/policy", "policy/entropy", "policy/clip_frac", "grad/norm", "rollout/tokens_per_s",
-    "rollout/logprob_diff_mean", "rollout/logprob_diff_max", "train/tokens_per_s", "weights/aliased_bytes",
-    "weights/moved_bytes", "time/rollout", "time/reward", "time/update", "time/sync", "time/step"}
+    "step", "epoch", "stage", "reward/mean", "reward/std", "reward/parts/accuracy", "reward/parts/format",
+    "length/mean", "groups/zero_advantage", "groups/all_correct", "groups/all_wrong", "loss/policy", "policy/entropy",
+    "policy/clip_frac", "grad/norm", "optimizer/lr", "rollout/tokens_per_s", "rollout/logprob_diff_mean",
+    "rollout/logprob_diff_max", "train/tokens_per_s", "weights/aliased_bytes", "weights/moved_bytes", "time/rollout",
+    "time/reward", "time/update", "time/sync", "time/step"}
 OF_A_DOMAIN = ("reward", "accuracy", "length")
 DOMAINS = {"sums": {"math"}, "programs": {"math", "code"}}
 
@@ -36,7 +37,7 @@ def test_run_folder(base, world):
 
 def test_metrics_have_every_name(base):
     first, *steps = metrics(base)
-    assert first.keys() == {"step", "eval/math", "eval/code"} and first["step"] == 0
+    assert first.keys() == {"step", "time/evaluation", "eval/math", "eval/code"} and first["step"] == 0
     assert [m["step"] for m in steps] == list(range(1, len(steps) + 1))
     took_part = query(base, "SELECT step, group_concat(DISTINCT domain) FROM rollouts GROUP BY step ORDER BY step")
     for m, (step, domains) in zip(steps, took_part, strict=True):
@@ -44,7 +45,9 @@ def test_metrics_have_every_name(base):
         assert {k for k in m if k.endswith(("/math", "/code")) and not k.startswith("eval/")} == {
             f"{part}/{domain}" for part in OF_A_DOMAIN for domain in domains.split(",")}
         assert set(domains.split(",")) <= DOMAINS[m["stage"]]
-    assert {"eval/math", "eval/code"} <= steps[-1].keys()
+    assert {"eval/math", "eval/code", "time/evaluation"} <= steps[-1].keys()
+    saved = [m["step"] for m in steps if "time/checkpoint" in m]
+    assert saved == [m["step"] for m in steps if m["step"] % 2 == 1], "the one before each: after steps 0, 2, 4, ..."
     assert {m["stage"] for m in steps} == {"sums", "programs"}
     assert any("accuracy/code" in m for m in steps)
 
