@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 
@@ -14,7 +15,7 @@ from srpo import folder
 from srpo.config import Stage, load
 from srpo.control.by_hand import ask, pending
 from srpo.control.ledger import StepReward, connect, step_rewards
-from srpo.control.stages import growth, same_prompts, trend
+from srpo.control.stages import ending, growth, same_prompts, trend
 from srpo.errors import UserError
 
 
@@ -89,24 +90,26 @@ def _progress(run: Path) -> tuple[list[Progress], int, bool]:
         ends = db.execute("SELECT step, detail FROM events WHERE kind = 'stage' AND step <= ? ORDER BY rowid",
                           (step,)).fetchall()
         found = []
-        for stage in stages:
+        for stage, following in zip_longest(stages, stages[1:]):
             rewards = step_rewards(db, stage.name, step)
             epochs, = db.execute("SELECT COUNT(*) FROM epochs e WHERE stage = ? AND "
                                  "(SELECT MAX(step) FROM steps s WHERE s.epoch = e.epoch) <= ?",
                                  (stage.name, step)).fetchone()
             last, = db.execute("SELECT COALESCE(MAX(step), 0) FROM steps WHERE stage = ? AND step <= ?",
                                (stage.name, step)).fetchone()
-            found.append(Progress(stage, rewards, epochs, _why(stage.name, ends, last)))
+            found.append(Progress(stage, rewards, epochs, _why(stage, following, ends, last)))
     finally:
         db.close()
     return found, step, running
 
 
-def _why(name: str, ends: Sequence[tuple[int, str]], last: int) -> str | None:
+def _why(stage: Stage, following: Stage | None, ends: Sequence[tuple[int, str]], last: int) -> str | None:
     """The reason in the latest event that ended a stage, unless the stage, of a finished run that was made longer, has
-    gone on since."""
-    told = [(step, detail) for step, detail in ends if detail.startswith(f"{name} -> ") and step >= last]
-    return told[-1][1].removeprefix(f"{name} -> ").partition(": ")[2] if told else None
+    gone on since. A stage that follows may have been added since, too."""
+    beginnings = {ending(stage.name, then, "") for then in (following.name if following else None, None)}
+    told = [detail.removeprefix(start) for step, detail in ends for start in beginnings
+            if step >= last and detail.startswith(start)]
+    return told[-1] if told else None
 
 
 def _current(stages: Sequence[Progress]) -> int | None:

@@ -21,7 +21,7 @@ from srpo.config import Resample, Stage
 from srpo.control.by_hand import ByHand
 from srpo.control.ledger import START, Ledger, RolloutRow, StepReward
 from srpo.control.resample import Resampling, sampler
-from srpo.control.stages import ended
+from srpo.control.stages import ended, ending
 from srpo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -199,8 +199,8 @@ class Curriculum:
             self._since = self._epoch + 1
 
     def _end_stage(self, why: str) -> None:
-        following = self._stages[self._stage + 1].name if self._stage + 1 < len(self._stages) else "end of the run"
-        self._event("stage", f"{self._stages[self._stage].name} -> {following}: {why}")
+        following = self._stages[self._stage + 1].name if self._stage + 1 < len(self._stages) else None
+        self._event("stage", ending(self._stages[self._stage].name, following, why))
         self._stage += 1
         self._begin_stage()
 

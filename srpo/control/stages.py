@@ -70,6 +70,11 @@ def ended(stage: Stage, rewards: Sequence[StepReward], epochs: int) -> str | Non
     return None
 
 
+def ending(stage: str, following: str | None, why: str) -> str:
+    """What the ledger's event tells of a stage's end; `following`: the next stage, None at the end of the run."""
+    return f"{stage} -> {following or 'end of the run'}: {why}"
+
+
 def same_prompts(rewards: Sequence[StepReward]) -> int:
     """How many of the latest steps had the prompts of the last one."""
     return sum(1 for _ in takewhile(lambda r: r.since == rewards[-1].since, reversed(rewards)))

@@ -63,7 +63,7 @@ def test_a_run_without_its_checkpoints_is_not_begun_again(tmp_path: Path):
         ledger.event(0, "resample", "epoch 1: 3 of 9 prompts are left out for their measured pass rate")
         train._check_resumable(tmp_path, ledger)
         ledger.append([RolloutRow(1, 1, "s", "a", 0, "math", 0.0, 0.0, 7, False)])
-        with pytest.raises(UserError, match=r"run = '.*': holds 1 steps in its ledger, but no checkpoint to go on from"):
+        with pytest.raises(UserError, match=r"run = .*: holds 1 steps in its ledger, but no checkpoint to go"):
             train._check_resumable(tmp_path, ledger)
         (tmp_path / "hf").mkdir()
         with pytest.raises(UserError, match=r"holds 1 steps in its ledger and a finished model in hf/, but no"):

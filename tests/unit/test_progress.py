@@ -158,6 +158,18 @@ def test_a_request_that_comes_too_late_for_the_last_stage_is_dropped(toy: Toy, c
         assert toy.steps(20) == ["programs"] * 3
 
 
+def test_the_reason_of_an_end_is_whole_whatever_a_stage_is_called(toy: Toy):
+    toy.configure([STAGES[0] | {"name": "one -> two"}, STAGES[1] | {"name": "two: programs", "steps": 1}])
+    with toy:
+        toy.steps(20)
+        toy.save()
+        assert toy.line("one -> two")[-1] == "ended: 8 steps, its max_steps"
+        assert toy.line("two: programs")[-1] == "ended: 1 steps"
+    toy.configure([STAGES[0] | {"name": "one -> two"}, STAGES[1] | {"name": "two: programs", "steps": 1},
+                   STAGES[1] | {"name": "more"}])
+    assert toy.line("two: programs")[-1] == "ended: 1 steps" and toy.line("more")[-1] == "until 9 steps"
+
+
 def test_the_last_stage_ends_the_run_which_stays_ended(toy: Toy):
     with toy:
         toy.steps(9)
