@@ -415,9 +415,9 @@ def _check_resumable(run: Path, ledger: Ledger) -> None:
     steps = ledger.position()["steps"]
     held = [f"{steps} steps in its ledger"] * bool(steps) + ["a finished model in hf/"] * (run / "hf").exists()
     if held:
-        raise UserError(f"run = {str(run)!r}: holds {' and '.join(held)}, but no checkpoint to go on from, and to begin "
-                        "again would delete them; put its checkpoints/ back, or choose another run folder (or remove "
-                        "this one)")
+        raise UserError(f"run = {str(run)!r}: holds {' and '.join(held)}, but no checkpoint to go on from, and to "
+                        "begin again would delete them; put its checkpoints/ back, or choose another run folder (or "
+                        "remove this one)")
 
 
 def _check_samples(state: dict[str, Any], samples: int) -> None:

@@ -44,7 +44,8 @@ WRITING = {
 }
 DAMAGE = {
     "truncated": r"truncated/step-00000001: damaged: (optimizer)?__\d_\d\.distcp has 100 bytes, not the \d+ that "
-                 r"were written; .*; there is no earlier checkpoint\. Restore it from a copy, or begin anew in another run folder",
+                 r"were written; .*; there is no earlier checkpoint\. Restore it from a copy, or begin anew in "
+                 r"another run folder",
     "no-metadata": r"no-metadata/step-00000001: damaged: \.metadata cannot be read: No such file or directory; .*",
     "no-checksums": r"no-checksums/step-00000001: damaged: checksums\.json cannot be read: .*",
     "no-directory": r"no-directory/latest: names 'step-00000001', which is no checkpoint; .*",
