@@ -6,8 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from srpo.rollout.engine import RolloutEngine
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch has to do on a GPU around it is not these tests' matter."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
 def engine(aliased: bool) -> tuple[RolloutEngine, list[Any]]:

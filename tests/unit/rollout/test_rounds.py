@@ -14,7 +14,7 @@ def seed(step: int, replica: int = 0, **options: int) -> int:
     """torch's, as a call of `generate` leaves it."""
     made = object.__new__(RolloutEngine)
     made.on_cuda, made.seed, made.replica, made.replicas = False, 1, replica, 2
-    made.max_tokens, made.stop_ids, made._before = 4, [], {}
+    made.max_tokens, made.stop_ids, made.stop, made._before = 4, [], SimpleNamespace(strings=[]), {}
     requests = SimpleNamespace(add_request=lambda *args: None, has_unfinished_requests=lambda: False)
     made.llm: Any = SimpleNamespace(reset_prefix_cache=lambda: True, llm_engine=requests)
     list(made.generate({"p": [1]}, step=step, samples=2, temperature=1.0, **options))
