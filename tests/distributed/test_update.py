@@ -88,6 +88,7 @@ def _update(layout: str, loss: str, samples: list[Sample], advantage: list[float
         reports=trainer.is_last_stage and dist.get_rank() % trainer.config.parallel.tensor == 0)
     run.pack = lambda *args: Run.pack(run, *args)
     run.behaviour = lambda *args: Run.behaviour(run, *args)
+    run.lr = lambda *args: Run.lr(run, *args)
     watched = 0
 
     def forward(micro_batches: list, normalizer: float) -> list:
