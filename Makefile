@@ -52,7 +52,7 @@ lint: $(VENV)/built
 
 # What starts ranks of its own has all cores; the rest shares them.
 test: lint $(VENV)/peers
-	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" tests/distributed tests/end_to_end tests/sandbox
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" --durations 20 tests/distributed tests/end_to_end tests/sandbox
 	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" -n auto --maxprocesses 4 --dist loadfile tests/kernels tests/unit
 
 test-slow: $(VENV)/built

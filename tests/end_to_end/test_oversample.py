@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launches import metrics, query, survivors, trace
 from world import CODE, MATHS, World
 
@@ -62,6 +63,7 @@ def test_unfinished_groups_go_on_in_the_next_step(base: Path, world: World) -> N
     assert trace(killed)["ledger"] == undisturbed["ledger"], "a refusal leaves everything as it is"
 
 
+@pytest.mark.slow
 def test_tensor_parallel_ranks_stop_together(base: Path, world: World) -> None:
     stages = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 3}]
     world.train("oversampled-tensor", **SECTIONS | {"stages": stages}, **world.warm(), parallel={"tensor": 2}).succeed()
