@@ -63,7 +63,8 @@ def test_another_layout_takes_up_a_checkpoint(base: Path, world: World) -> None:
     ("sequence", {"tensor": 2, "sequence": True}, {}, (2, 1), (2, 1)),
     ("pipeline", {"pipeline": 2}, {}, (1, 2), (2, 1)),
     pytest.param("narrow", {"tensor": 2}, {"tensor": 1}, (2, 1), (1, 1), marks=pytest.mark.slow),
-    pytest.param("wide", {}, {"tensor": 2}, (1, 1), (2, 1), marks=pytest.mark.slow)], ids=["sequence", "pipeline", "narrow", "wide"])  # fmt: skip
+    pytest.param("wide", {}, {"tensor": 2}, (1, 1), (2, 1), marks=pytest.mark.slow),
+], ids=["sequence", "pipeline", "narrow", "wide"])  # fmt: skip
 def test_training(name: str, parallel: dict[str, Any], rollout: dict[str, Any], train: tuple[int, int],
                   to: tuple[int, int], base: Path, world: World) -> None:
     """`to`: what vLLM runs at."""
