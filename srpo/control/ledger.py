@@ -303,7 +303,6 @@ class Ledger:
                 raise
             self._db.execute("COMMIT")
 
-
     def _begin(self) -> None:
         """Take all locks now, so that no reader can come between the rows and their commit."""
         try:

@@ -178,39 +178,37 @@ def test_domains_are_told_apart(run):
 # -- going on ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_kill_loses_a_chunk_at_most(run, tmp_path: Path):
-    def says(problem: Problem, j: int) -> str:
-        return f"\\boxed{{{len(problem.prompt) + j}}}"
+def by_length(problem: Problem, j: int) -> str:
+    return f"\\boxed{{{len(problem.prompt) + j}}}"
 
+
+def test_a_kill_loses_a_chunk_at_most(run, tmp_path: Path):
     options = ("--samples", "2", "--chunk", "2")
-    whole = run(says, *options, out="whole")
+    whole = run(by_length, *options, out="whole")
     with pytest.raises(KeyboardInterrupt):
-        run(Model(says, dies=7), *options)
+        run(Model(by_length, dies=7), *options)
     (tmp_path / "out/samples/other-000009.part").write_text("torn")
-    again = Model(says)
+    again = Model(by_length)
     assert run(again, *options) == whole
     assert again.asked == ["set/m2", "set/m3", "set/m4"] and not list((tmp_path / "out").rglob("*.part"))
     assert samples(tmp_path / "out") == samples(tmp_path / "whole")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*.parquet")} == {
         p.name: p.read_bytes() for p in (tmp_path / "whole").rglob("*.parquet")}
 
-    third = Model(says)
+    third = Model(by_length)
     other = run(third, *options, "-k", "2")  # another k asks the model nothing
     assert third.asked == [] and "pass@2" in other["data"]["set"] and "pass@1" not in other["data"]["set"]
 
 
 def test_chunks_that_overlap_are_written_as_they_are_completed(run, tmp_path: Path):
     """Also when the run is killed: those that were whole by then stay."""
-    def says(problem: Problem, j: int) -> str:
-        return f"\\boxed{{{len(problem.prompt) + j}}}"
-
     options = ("--samples", "2", "--chunk", "1")
-    whole = run(says, *options, out="whole")
+    whole = run(by_length, *options, out="whole")
     with pytest.raises(KeyboardInterrupt):
-        run(Model(says, dies=8, in_turn=False), *options)
+        run(Model(by_length, dies=8, in_turn=False), *options)
     done = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*.parquet")}
     assert 0 < len(done) < 5
-    again = Model(says, in_turn=False)
+    again = Model(by_length, in_turn=False)
     assert run(again, *options) == whole and len(again.asked) == 5 - len(done)
     files = {f.name: f for f in (tmp_path / "out" / "samples").iterdir()}
     assert all(files[name].stat().st_mtime_ns == written for name, written in done.items())
