@@ -59,7 +59,7 @@ def prepare(sources: Sequence[str], out: Path, *, benchmarks: Sequence[str] = ()
     if own := [path for path in inputs if path.resolve().is_relative_to(out.resolve())]:
         raise UserError(f"{own[0]}: is in {out}, which would be overwritten; choose another --out")
     against = [path for source in benchmarks for path in files(source)]
-    store = Store(out / "work", "filter", [*inputs, *against])
+    store = Store(out / "work", ("filter", len(inputs)), [*inputs, *against])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

@@ -109,6 +109,14 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(done) == 4
 
 
+def test_a_source_that_becomes_a_benchmark(tmp_path: Path):
+    first, second = (lines(tmp_path / name, math(10), math(11)) for name in ("a.jsonl", "b.jsonl"))
+    out = tmp_path / "out"
+    pipeline.prepare([first, second], out, verify=False, console=QUIET)
+    with pytest.raises(UserError, match="no row is left of 2; what dropped most: contaminated 2"):
+        pipeline.prepare([first], out, benchmarks=[second], verify=False, console=QUIET)
+
+
 def test_workers_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline, "SHARD", 3)
     source = lines(tmp_path / "m.jsonl", *(math(10 + i % 8) for i in range(20)))
