@@ -130,7 +130,7 @@ def _longest(model: Path, sets: Sequence[DataSet], chosen: Settings) -> int:
 
 
 def _sample(plan: Plan, out: Path, workers: int | None) -> None:
-    from srpo.rollout.sampler import Sampler  # takes seconds to import: first let bad input speak
+    from srpo.rollout.standalone import StandaloneEngine  # takes seconds to import: first let bad input speak
 
     rank, tensor = dist.get_rank(), plan.settings.tensor
     replica, replicas = rank // tensor, dist.get_world_size() // tensor
@@ -140,15 +140,16 @@ def _sample(plan: Plan, out: Path, workers: int | None) -> None:
         local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // tensor)
         graders = Graders(plan.reward, plan.settings.max_tokens,
                           workers or max(1, len(os.sched_getaffinity(0)) // local))
-    sampler = Sampler(plan.model, plan.settings.template, plan.settings.max_tokens, max_prompt=plan.longest,
-                      tensor=tensor, dtype=plan.settings.dtype, stop=plan.settings.stop)
+    engine = StandaloneEngine(plan.model, plan.settings.template, plan.settings.max_tokens,
+                              max_prompt=plan.longest, tensor=tensor, dtype=plan.settings.dtype,
+                              stop=plan.settings.stop)
     set_timeout(timedelta(days=7))  # replicas wait for the slowest at the end; one that dies ends the launch at once
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())
     with Progress(*columns, console=Terminal(stderr=True), disable=rank > 0) as progress:
         total = plan.settings.samples * sum(len(chunk.problems) for chunk in share)
         bar = progress.add_task("responses", total=plan.done + total, completed=plan.done)
-        sample(share, out, sampler, graders, plan.settings, lambda n: progress.advance(bar, n))
+        sample(share, out, engine, graders, plan.settings, lambda n: progress.advance(bar, n))
     if graders:
         graders.close()
 

@@ -1,6 +1,6 @@
 """Sampling and grading, a chunk of problems at a time; each chunk is a Parquet file, written whole or not at all.
 
-A chunk is made of neighbouring problems of one data set and is one batch of the sampler, so that its responses depend
+A chunk is made of neighbouring problems of one data set and is one batch of the engine, so that its responses depend
 on the settings and its problems, not on which chunks were made before a kill or by which rank.
 """
 
@@ -23,7 +23,7 @@ from srpo.rewards import code as code_reward
 from srpo.rewards import math as math_reward
 
 if TYPE_CHECKING:
-    from srpo.rollout.sampler import Completion, Sampler
+    from srpo.rollout.standalone import Completion, StandaloneEngine
 
 SAMPLES = pa.schema([
     ("data", pa.string()), ("id", pa.string()), ("domain", pa.string()), ("sample", pa.int32()),
@@ -47,7 +47,7 @@ def chunks(sets: Sequence[DataSet], size: int) -> list[Chunk]:
     return [Chunk(s.name, i // size, s.problems[i : i + size]) for s in sets for i in range(0, len(s.problems), size)]
 
 
-def sample(share: Sequence[Chunk], out: Path, sampler: Sampler, graders: Graders | None, settings: Settings,
+def sample(share: Sequence[Chunk], out: Path, engine: StandaloneEngine, graders: Graders | None, settings: Settings,
            advance: Callable[[int], None]) -> None:
     """Make chunks and write each when it is complete; `advance` hears of every so many finished responses. Graders are
     with one rank of a replica; the others only sample."""
@@ -56,7 +56,7 @@ def sample(share: Sequence[Chunk], out: Path, sampler: Sampler, graders: Graders
     missing = [len(chunk.problems) * settings.samples for chunk in share]
     responses: dict[tuple[str, int], Completion] = {}
     graded: dict[tuple[str, int], Graded] = {}
-    for finished in sampler.generate([chunk.problems for chunk in share], settings.samples, settings.temperature,
+    for finished in engine.generate([chunk.problems for chunk in share], settings.samples, settings.temperature,
                                      top_p=settings.top_p, seed=settings.seed):
         advance(len(finished))
         if not graders:

@@ -13,8 +13,8 @@ from srpo.rewards.compose import Graders, Response
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Sampling settings, as srpo/rollout/sampler.py takes them. A problem is easy from a pass rate of `easy` on, hard
-    up to `hard`, else medium.
+    """Sampling settings, as srpo/rollout/standalone.py takes them. A problem is easy from a pass rate of `easy` on,
+    hard up to `hard`, else medium.
 
     SRPO's report says "challenging" and gives no thresholds: these are ours.
     """
@@ -43,18 +43,18 @@ class Meter:
     """The model in vLLM and the graders beside it; both take seconds to start, so keep it."""
 
     def __init__(self, settings: Difficulty, workers: int):
-        from srpo.rollout.sampler import Sampler
+        from srpo.rollout.standalone import StandaloneEngine
 
         self._settings = settings
-        self._sampler = Sampler(settings.model, settings.template, settings.max_tokens, dtype=settings.dtype,
-                                stop=stop_strings(None, settings.template))
+        self._engine = StandaloneEngine(settings.model, settings.template, settings.max_tokens, dtype=settings.dtype,
+                                        stop=stop_strings(None, settings.template))
         reward = Reward(format=0.0, style=answer_style(None, settings.template),
                         allow_unsafe_sandbox=settings.allow_unsafe_sandbox)
         self._graders = Graders(reward, settings.max_tokens, workers)
 
     def pass_rates(self, problems: Sequence[Problem]) -> list[float]:
         k, by_id = self._settings.samples, {p.id: p for p in problems}
-        for finished in self._sampler.generate([problems], k, self._settings.temperature):
+        for finished in self._engine.generate([problems], k, self._settings.temperature):
             self._graders.submit({key: Response(by_id[key[0]], c.text, c.tokens, c.truncated)
                                   for key, c in finished.items()})
         graded = self._graders.collect()

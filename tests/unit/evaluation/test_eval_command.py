@@ -79,7 +79,7 @@ def run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     def run(says: Answer | Model, *options: str, rows: list[dict[str, Any]] | None = None, target: Path = model,
             data: str = "", out: str = "out") -> dict[str, Any]:
         says = says if isinstance(says, Model) else Model(says)
-        monkeypatch.setitem(sys.modules, "srpo.rollout.sampler", SimpleNamespace(Sampler=says.start))
+        monkeypatch.setitem(sys.modules, "srpo.rollout.standalone", SimpleNamespace(StandaloneEngine=says.start))
         file = tmp_path / "set.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows or SUMS))
         if dist.is_initialized():  # of an earlier call that sampled

@@ -38,8 +38,8 @@ def model(monkeypatch: pytest.MonkeyPatch):
             assert dtype == "float16" and stop == (["</answer>"] if template == "srpo" else [])
             return SimpleNamespace(generate=generate)
 
-        sampler = SimpleNamespace(Sampler=start)
-        monkeypatch.setitem(sys.modules, "srpo.rollout.sampler", sampler)
+        sampler = SimpleNamespace(StandaloneEngine=start)
+        monkeypatch.setitem(sys.modules, "srpo.rollout.standalone", sampler)
         return asked
 
     return says

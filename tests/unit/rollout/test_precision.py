@@ -29,11 +29,11 @@ def test_own_precision(tmp_path, described, stored, precision):
 
 
 @pytest.mark.parametrize(("named", "used"), [("auto", "float32"), ("bfloat16", "bfloat16")])
-def test_the_sampler_does_not_round_float32(tmp_path, monkeypatch, named, used):
-    from srpo.rollout import sampler
+def test_a_standalone_engine_does_not_round_float32(tmp_path, monkeypatch, named, used):
+    from srpo.rollout import standalone
 
     given = {}
-    monkeypatch.setattr(sampler, "LLM", lambda model, **settings: given.update(settings))
-    monkeypatch.setattr(sampler, "Tokenizer", lambda *_: None)
-    sampler.Sampler(str(write(tmp_path, {"torch_dtype": "float32"})), "plain", 8, dtype=named)
+    monkeypatch.setattr(standalone, "LLM", lambda model, **settings: given.update(settings))
+    monkeypatch.setattr(standalone, "Tokenizer", lambda *_: None)
+    standalone.StandaloneEngine(str(write(tmp_path, {"torch_dtype": "float32"})), "plain", 8, dtype=named)
     assert given["dtype"] == used

@@ -13,7 +13,7 @@ from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem
 from srpo.rewards.format import well_formed
 from srpo.rewards.math import extract
-from srpo.rollout.sampler import Completion, Sampler
+from srpo.rollout.standalone import Completion, StandaloneEngine
 from srpo.rollout.stop import StopStrings, _Watch
 
 BASE = "7*8 = 56</think><answer>56</answer>\nUser: What is 2+2?\nAssistant: <think>4</think><answer>4</answer>"
@@ -74,11 +74,11 @@ def test_the_graders_see_the_answer_and_not_what_would_follow(tokenizer):
 
 def test_vllm_ends_a_response_there(model: Path, tokenizer: Tokenizer):
     """One response of an untrained model to one prompt: the same but for where it ends."""
-    sampler = Sampler(str(model), "plain", 200, max_prompt=16)
+    engine = StandaloneEngine(str(model), "plain", 200, max_prompt=16)
 
     def sample(*strings: str) -> Completion:
-        sampler._stop = StopStrings(strings, tokenizer)
-        passes = sampler.generate([[Problem("p", "math", "1+2+3=", answer="6")]], 1, 1.0)
+        engine._stop = StopStrings(strings, tokenizer)
+        passes = engine.generate([[Problem("p", "math", "1+2+3=", answer="6")]], 1, 1.0)
         (response,) = (completion for finished in passes for completion in finished.values())
         return response
 

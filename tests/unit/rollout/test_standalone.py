@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srpo.data.schema import Problem
-from srpo.rollout.sampler import Sampler
+from srpo.rollout.standalone import StandaloneEngine
 from srpo.rollout.stop import StopStrings
 
 BATCHES = [[Problem(f"{n}{i}", "math", "", answer="1") for i in range(3)] for n in "abcd"]
@@ -43,7 +43,7 @@ class Engine:
     (5, [6, 5, 7, 6, 5, 7, 6, 5, 4, 3, 2, 1]),     # at least five, until there are no more
     (100, list(range(12, 0, -1)))])
 def test_a_batch_begins_before_the_last_one_ends(enough: int, held: list[int]):
-    made: Any = object.__new__(Sampler)
+    made: Any = object.__new__(StandaloneEngine)
     engine = Engine()
     made._llm = SimpleNamespace(llm_engine=engine, reset_prefix_cache=lambda: not engine.requests)
     made._tokenizer = SimpleNamespace(stop_ids=[0], text=lambda tokens: "x", prompts=lambda problems: {

@@ -39,7 +39,7 @@ class Completion:
     truncated: bool
 
 
-class Sampler:
+class StandaloneEngine:
     """A vLLM engine of its own; in a launch of several ranks, one over each `tensor` adjacent ones. `template` is as
     data.template, `dtype` as vLLM's, but auto is the model's own also where that is float32; `stop`: texts that end a
     response, which keeps them."""
