@@ -24,7 +24,12 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         kind = Fault if e.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT) else UserError
-        raise kind(f"{path}: cannot be written: {e.strerror or e}") from e
+        raise kind(f"{path}: cannot be written: {why(e)}") from e
+
+
+def why(error: Exception) -> str:
+    """What an error of the system or of Arrow says, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from srpo.errors import UserError
-from srpo.files import sync, write_table, writing
+from srpo.files import sync, why, write_table, writing
 
 COLUMNS = pa.schema([
     ("step", pa.int32()), ("epoch", pa.int32()), ("stage", pa.string()), ("prompt_id", pa.string()),
@@ -106,7 +106,7 @@ def read(run: Path, step: int, columns: Sequence[str] | None = None) -> Iterator
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; nothing was stored of step {step}") from None
     except (OSError, pa.ArrowInvalid) as e:
-        raise UserError(f"{path}: cannot be read: {e}; delete it to go on without this step's responses") from None
+        raise UserError(f"{path}: cannot be read: {why(e)}; delete it to go on without this step's responses") from None
 
 
 def read_all(run: Path, which: range | None = None, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

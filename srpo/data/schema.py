@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from srpo.errors import UserError
+from srpo.files import why
 
 DOMAINS = ("math", "code", "other")
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -62,13 +64,7 @@ def check_disjoint(train: Iterable[Problem], held_out: Iterable[Problem]) -> Non
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such data file") from None
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read: {e.strerror}") from None
-    with file:
+    with _reading(path), path.open("rb") as file:
         for n, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path}:{n}"
@@ -91,18 +87,27 @@ def _table(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with _reading(path):
+        try:
+            batches = pq.ParquetFile(path).iter_batches(1000)
+            for n, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+                where = f"{path}:{n}"
+                row = {key: value for key, value in row.items() if value is not None}
+                if isinstance(row.get("tests"), str):
+                    row["tests"] = parse_json(row["tests"], f"{where}: field 'tests'")
+                yield where, row
+        except pa.ArrowInvalid as e:
+            raise UserError(f"{path}: not valid Parquet: {why(e)}") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        batches = pq.ParquetFile(path).iter_batches(1000)
-        for n, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            where = f"{path}:{n}"
-            row = {key: value for key, value in row.items() if value is not None}
-            if isinstance(row.get("tests"), str):
-                row["tests"] = parse_json(row["tests"], f"{where}: field 'tests'")
-            yield where, row
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such data file") from None
-    except pa.ArrowInvalid as e:
-        raise UserError(f"{path}: not valid Parquet: {e}") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {why(e)}") from None
 
 
 def parse_problem(where: str, row: Any, *, need_response: bool = False) -> Problem:

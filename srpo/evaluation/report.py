@@ -18,7 +18,7 @@ from srpo.errors import UserError
 from srpo.evaluation.data import DataSet
 from srpo.evaluation.metrics import intervals, majority_at_k, pass_at_k
 from srpo.evaluation.sampling import Chunk
-from srpo.files import write_table
+from srpo.files import why, write_table
 
 Row = dict[str, Any]
 
@@ -45,8 +45,8 @@ def score(chunks: Iterable[Chunk], out: Path, ks: Sequence[int]) -> list[Scored]
         try:
             rows = pq.read_table(file, columns=columns).to_pylist()
         except (OSError, pa.ArrowInvalid) as e:
-            raise UserError(f"{file}: cannot be read: {e}; delete it and repeat the command, which samples it again"
-                            ) from None
+            raise UserError(f"{file}: cannot be read: {why(e)}; delete it and repeat the command, which samples it "
+                            "again") from None
         for problem, (_, group) in zip(chunk.problems, groupby(rows, lambda row: row["id"]), strict=True):
             listed = list(group)
             samples = {name: [row[name] for row in listed] for name in columns[1:]}

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from srpo.data.schema import parse_json
 from srpo.errors import UserError
+from srpo.files import why
 
 SUFFIXES = (".parquet", ".arrow", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -126,6 +127,6 @@ def _readable(path: Path) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise UserError(f"{path}: not a valid gzip file: {e}") from None
     except pa.ArrowInvalid as e:
-        raise UserError(f"{path}: not a valid {path.suffix[1:].capitalize()} file: {str(e).splitlines()[0]}") from None
+        raise UserError(f"{path}: not a valid {path.suffix[1:].capitalize()} file: {why(e)}") from None
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read: {why(e)}") from None

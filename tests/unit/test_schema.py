@@ -150,3 +150,12 @@ def test_unreadable_parquet(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"d\.parquet: not valid Parquet"):
         read_problems([tmp_path / "d.parquet"])
+    pq.write_table(pa.Table.from_pylist([MATH]), tmp_path / "d.parquet")
+    whole = (tmp_path / "d.parquet").read_bytes()
+    (tmp_path / "d.parquet").write_bytes(b"PAR1" + b"\xff" * 100 + whole[104:])  # a page that was flipped on a disk
+    with pytest.raises(UserError, match=r"d\.parquet: cannot be read: .*header") as error:
+        read_problems([tmp_path / "d.parquet"])
+    assert "\n" not in str(error.value)
+    (tmp_path / "e.parquet").mkdir()
+    with pytest.raises(UserError, match=r"e\.parquet: cannot be read: .*directory"):
+        read_problems([tmp_path / "e.parquet"])
