@@ -177,7 +177,7 @@ def _verify(rows: Sequence[Stored], answers: Answers, store: Store, workers: int
 
 def _measure(kept: Sequence[Stored], settings: Difficulty, folder: Path, workers: int, progress: Progress) -> None:
     """Add `pass_rate` and `difficulty` to the rows."""
-    store = Store(folder, (asdict(settings), [row["id"] for row in kept]), [])
+    store = Store(folder, (asdict(settings), [row["id"] for row in kept]), sorted(Path(settings.model).glob("*")))
     bar = progress.add_task("difficulty", total=len(kept))
     meter: Meter | None = None
     try:

@@ -76,11 +76,18 @@ def test_thresholds(easy: float, hard: float):
 
 
 def test_columns_are_written_and_not_measured_twice(model, tmp_path: Path):
-    source = tmp_path / "m.jsonl"
+    source, folder = tmp_path / "m.jsonl", tmp_path / "model"
+    folder.mkdir()
     source.write_text('{"problem": "What is $1+1$?", "answer": "2"}\n{"problem": "Find $7-4$.", "answer": "3"}\n')
     asked = model(What=[RIGHT] * 2, Find=[WRONG, RIGHT])
-    for _ in range(2):
-        pipeline.prepare([str(source)], tmp_path / "out", difficulty=Difficulty("model", samples=2, dtype="float16"),
-                         console=Console(quiet=True))
-        assert [p.difficulty for p in read_problems([tmp_path / "out/train.parquet"])] == ["easy", "medium"]
+    difficulty = Difficulty(str(folder), samples=2, dtype="float16")
+
+    def difficulties() -> list[str | None]:
+        pipeline.prepare([str(source)], tmp_path / "out", difficulty=difficulty, console=Console(quiet=True))
+        return [p.difficulty for p in read_problems([tmp_path / "out/train.parquet"])]
+
+    assert difficulties() == difficulties() == ["easy", "medium"]
     assert len(asked) == 2
+    (folder / "model.safetensors").write_bytes(b"trained on")                   # another model of that name
+    assert difficulties() == ["easy", "medium"]
+    assert len(asked) == 4
