@@ -59,14 +59,11 @@ def main() -> None:
     except UserError as e:
         send(channel, {"error": str(e)})
         return
-    try:
-        send(channel, {"ready": True})
-    except BrokenPipeError:                                   # the pool was closed meanwhile
-        return
+    send(channel, {"ready": True})
     while True:
         try:
             request = receive(channel, int(sys.argv[2]))
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter where the pool had not read all
             return
         problem = Problem(**request["problem"])
         call = partial(call_custom, functions, channel, problem, request["text"])
@@ -181,7 +178,11 @@ def bounded_memory(size: int) -> Iterator[None]:
 
 
 def send(channel: Connection, message: dict[str, Any]) -> None:
-    channel.send_bytes(json.dumps(message).encode())
+    """Raises SystemExit where the pool was closed meanwhile: another worker's error has ended it."""
+    try:
+        channel.send_bytes(json.dumps(message).encode())
+    except BrokenPipeError:
+        sys.exit()
 
 
 if __name__ == "__main__":

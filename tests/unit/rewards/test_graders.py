@@ -1,8 +1,10 @@
 """Rewards as a whole: the sum, the order, and what a misbehaving grader costs."""
 
+import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -291,6 +293,19 @@ def test_a_failing_judge_is_named_and_stops_the_run_in_the_end(graders, name, wh
 def test_a_function_that_cannot_be_had_is_named_at_the_start(graders, function, why):
     with pytest.raises(UserError, match=rf"reward\.custom\.0\.function = '{function}': {why}"):
         graders(custom=[CustomReward(function=function)])
+
+
+@pytest.mark.parametrize("function", ["no_such_module:f", "custom_rewards:length"])
+def test_a_grader_says_nothing_when_another_ones_error_has_closed_the_pool(function):
+    ours, theirs = socket.socketpair()
+    settings = json.dumps({"reward": Reward(custom=[CustomReward(function=function)]).model_dump()})
+    with theirs, ours, open(os.devnull) as store:
+        worker = subprocess.Popen([sys.executable, "-m", "srpo.rewards.worker", str(theirs.fileno()),
+                                   str(store.fileno()), settings], pass_fds=[theirs.fileno(), store.fileno()],
+                                  stderr=subprocess.PIPE, cwd=Path(__file__).parent)
+        theirs.close()
+        ours.close()
+        assert (worker.communicate(timeout=60)[1], worker.returncode) == (b"", 0)
 
 
 @pytest.mark.parametrize(("problem", "why"), [
