@@ -155,7 +155,7 @@ def backends() -> Iterator[Finding]:
 
 def training() -> Iterator[Finding]:
     """What decides: the imports of `srpo train`; and how programs run in the sandbox."""
-    error = _last_error(TRAINING, timeout=300)
+    _, error = _python(TRAINING, timeout=300)
     yield Finding("imports of srpo train", error or "work",
                   f"make setup; for the whole traceback: python -c '{TRAINING}'" if error else "", needed=True)
     yield sandbox()
@@ -163,12 +163,11 @@ def training() -> Iterator[Finding]:
 
 def sandbox() -> Finding:
     """The isolation that programs get, from running one; and why not a stronger one."""
-    child = subprocess.run([sys.executable, "-c", SANDBOX], capture_output=True, text=True, timeout=120)
-    if child.returncode:
-        why = (child.stderr.strip() or f"ended by signal {-child.returncode}").splitlines()[-1]
-        return Finding("sandbox", f"code problems cannot be graded: {why}", "see srpo/sandbox/__init__.py for what it "
-                       "needs; maths alone trains without it")
-    isolation, means, why = child.stdout.splitlines()
+    output, error = _python(SANDBOX, timeout=120)
+    if error:
+        return Finding("sandbox", f"code problems cannot be graded: {error}", "see srpo/sandbox/__init__.py for what "
+                       "it needs; maths alone trains without it")
+    isolation, means, why = output.splitlines()
     if isolation == "namespaces":
         return Finding("sandbox", f"runs and judges programs; {isolation}: {means}")
     return Finding("sandbox", f"runs and judges programs; {isolation}: {means}; {why}",
@@ -205,7 +204,7 @@ def _devices(gpu: bool) -> Iterator[Finding]:
 @functools.cache
 def _torch_error() -> str:
     """Tried in a child process, since a broken build can end the process that imports it."""
-    return _last_error("import torch, srpo_kernels, srpo.megatron.attention", timeout=300)
+    return _python("import torch, srpo_kernels, srpo.megatron.attention", timeout=300)[1]
 
 
 def _instructions() -> str:
@@ -222,12 +221,11 @@ def _version(program: str) -> str:
     return next(line for line in out.splitlines() if re.search(r"\d+\.\d+", line)) + f" ({program})"
 
 
-def _last_error(code: str, timeout: int) -> str:
-    """Run code in a fresh interpreter; the last line of what went wrong, or an empty string."""
+def _python(code: str, timeout: int) -> tuple[str, str]:
+    """Run code in a fresh interpreter: what it printed, and the last line of what went wrong, or an empty string."""
     try:
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return f"no answer in {timeout} s"
-    if child.returncode == 0:
-        return ""
-    return (child.stderr.strip() or f"ended by signal {-child.returncode}").splitlines()[-1]
+        return "", f"no answer in {timeout} s"
+    error = (child.stderr.strip() or f"ended by signal {-child.returncode}").splitlines()[-1]
+    return child.stdout, error if child.returncode else ""

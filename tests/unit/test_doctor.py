@@ -71,11 +71,19 @@ def test_not_installed_at_all(monkeypatch):
     ("import os; os.kill(os.getpid(), 11)", "ended by signal 11"),
 ])
 def test_last_error_of_a_child(code, expected):
-    assert doctor._last_error(code, timeout=60) == expected
+    assert doctor._python(code, timeout=60) == ("", expected)
 
 
 def test_child_that_hangs():
-    assert doctor._last_error("import time; time.sleep(60)", timeout=1) == "no answer in 1 s"
+    assert doctor._python("import time; time.sleep(60)", timeout=1) == ("", "no answer in 1 s")
+
+
+def test_a_sandbox_that_hangs_is_a_finding(monkeypatch):
+    def run(command, *, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert doctor.sandbox().text == "code problems cannot be graded: no answer in 120 s"
 
 
 @pytest.mark.parametrize(("findings", "code"), [
