@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import platform
 import socket
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def describe(config: Config) -> dict[str, Any]:
     facts |= flat(config.model_dump())
     files = [*config.data.train, *config.data.eval, *(config.warm_start.data if config.warm_start else [])]
     facts |= {f"data file {file}": _digest(Path(file)) for file in files}
-    facts |= {f"model file {file}": _size(file) if file.name.endswith(WEIGHTS) else _digest(file)
+    facts |= {f"model file {file}": f"{file.stat().st_size} bytes" if file.name.endswith(WEIGHTS) else _digest(file)
               for file in sorted(Path(config.model.path).iterdir()) if file.is_file()}
     return facts
 
@@ -96,8 +95,11 @@ def _sources(package: str) -> str:
     spec = importlib.util.find_spec(package)
     assert spec and spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
-    return _hash(part for file in sorted(root.rglob("*.py"))
-                 for part in (str(file.relative_to(root)).encode(), file.read_bytes()))
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(root.rglob("*.py")):
+        for part in (str(file.relative_to(root)).encode(), file.read_bytes()):
+            digest.update(len(part).to_bytes(8) + part)
+    return digest.hexdigest()
 
 
 def _digest(file: Path) -> str:
@@ -106,15 +108,3 @@ def _digest(file: Path) -> str:
             return hashlib.file_digest(stream, "blake2b").hexdigest()[:16]
     except OSError as e:
         return f"unreadable ({e.strerror})"
-
-
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size} bytes"
-
-
-def _hash(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(len(part).to_bytes(8))
-        digest.update(part)
-    return digest.hexdigest()
