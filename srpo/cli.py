@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def command(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code; failures are reported here. Raises BrokenPipeError when stdout or
     stderr has no reader any more, and SystemExit as argparse does."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     try:
         return args.handler(args)
     except UserError as e:
@@ -74,6 +74,17 @@ def command(argv: list[str] | None = None) -> int:
             raise
         _report_defect()
         return 1
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """As argparse reads them, and settings after the options too, where argparse takes their list to be over."""
+    parser = _parser()
+    args, more = parser.parse_known_args(argv)
+    if more and ("overrides" not in args or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.overrides = [*args.overrides, *more]
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

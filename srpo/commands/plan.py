@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
                     "the formulas. The exit code is 1 where it does not fit.")
     plan.add_argument("config", metavar="CONFIG", help="YAML file")
     plan.add_argument("overrides", metavar="section.key=value", nargs="*",
-                      help="settings in place of the file's; before the options")
+                      help="settings in place of the file's")
     plan.add_argument("--gpus", metavar="N", type=int, required=True, help="GPUs in all")
     plan.add_argument("--gpu", default="h100", help="h100 or h200 (%(default)s)")
     plan.add_argument("--ledger", metavar="RUN", type=Path, help="a run whose response lengths to reckon with")

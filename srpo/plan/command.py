@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from srpo import config as configuration
-from srpo.check import check
 from srpo.config import Config
 from srpo.errors import UserError
 from srpo.plan import memory, workload
 from srpo.plan.compare import Comparison, compare
 from srpo.plan.hardware import GIB, Assumption, Gpu, gpu
 from srpo.plan.job import Job
-from srpo.plan.layouts import Candidate, search
+from srpo.plan.layouts import Candidate, laid_out, refusal, search
 from srpo.plan.reshard import Sync, sync
 from srpo.plan.shape import Shape, with_model
 from srpo.plan.speed import decoder
@@ -32,6 +32,8 @@ class Plan:
     own: Candidate | None
     """The configuration's layout; None where it cannot run at all."""
     layouts: list[Candidate]
+    advice: str
+    """What to change where no layout fits; "" where one does."""
     comparison: Comparison | None
     """With the configuration's layout, or else the best."""
     oversample: float
@@ -65,7 +67,7 @@ def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path
     else:
         from srpo.plan.report import show
 
-        show(made)
+        show(made, shlex.join(["srpo", "train", path, *overrides]))
     return 1 if made.verdict else 0
 
 
@@ -77,7 +79,7 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
     work = workload.workload(config, ledger)
     oversample = config.rollout.oversample if config.rollout.oversample > 1 else workload.TRIED
     job = Job(config, Shape.of(config), gpus)
-    own, verdict = None, refusal(config, gpus)
+    own, verdict = None, refusal(job)
     if not verdict:
         own = Candidate(job, device, work)
         verdict = misfit(own)
@@ -88,16 +90,8 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
         comparison = compare(decoder(shown.job, device), work, shown.job.replicas, oversample, config.resample,
                              config.batch.prompts)
     assumptions = [*workload.assumptions(config, work), *device.assumptions]
-    return Plan(title, verdict, own, layouts, comparison, oversample, work.recorded, assumptions)
-
-
-def refusal(config: Config, gpus: int) -> str:
-    """Why `srpo train` would not begin, or ""."""
-    try:
-        check(config, gpus, gpu=True)
-    except UserError as e:
-        return f"cannot run: {e}"
-    return ""
+    advice = "" if layouts else _advice(job)
+    return Plan(title, verdict, own, layouts, advice, comparison, oversample, work.recorded, assumptions)
 
 
 def misfit(candidate: Candidate) -> str:
@@ -112,6 +106,14 @@ def misfit(candidate: Candidate) -> str:
         return (f"does not fit: rollout.kv_cache_gib = {cache:g} holds {holds:,.0f} tokens, and the longest sequence "
                 f"has {job.longest + 1:,}")
     return ""
+
+
+def _advice(job: Job) -> str:
+    refusals = [refusal(tried) for tried in laid_out(job)]
+    if all(refusals):
+        return f"Nor does another layout run; that of a whole model on each GPU {refusals[0]}"
+    return ("No layout of these sizes fits. More GPUs, fewer or shorter responses in a micro-batch "
+            "(rollout.max_response_tokens), or a smaller model would.")
 
 
 def _as_dict(candidate: Candidate) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from srpo.check import check
@@ -78,21 +79,23 @@ def search(base: Job, gpu: Gpu, work: Workload) -> list[Candidate]:
 
 def _jobs(base: Job, gpu: Gpu) -> Iterator[Job]:
     budgets = [base.longest + 1, *(b for b in BUDGETS if b > base.longest + 1)]
-    for tensor in SIZES:
-        for pipeline in SIZES:
-            for rollout in SIZES:
-                parallel = dict(tensor=tensor, pipeline=pipeline, sequence=tensor > 1)
-                first = _with(base, parallel=parallel, rollout=dict(tensor=rollout, pipeline=1),
-                              batch=dict(micro_batch_tokens=budgets[0]))
-                if not _runs(first):
-                    continue
-                for recompute in ("none", "selective", "full"):
-                    for offload in (False, True):
-                        for budget in budgets:
-                            job = _with(first, parallel=dict(recompute=recompute, offload=offload),
-                                        batch=dict(micro_batch_tokens=budget))
-                            if (filled := _with_cache(job, gpu)) is not None:
-                                yield filled
+    for first in laid_out(base):
+        if refusal(first):
+            continue
+        for recompute in ("none", "selective", "full"):
+            for offload in (False, True):
+                for budget in budgets:
+                    job = _with(first, parallel=dict(recompute=recompute, offload=offload),
+                                batch=dict(micro_batch_tokens=budget))
+                    if (filled := _with_cache(job, gpu)) is not None:
+                        yield filled
+
+
+def laid_out(base: Job) -> Iterator[Job]:
+    """In all sizes that are tried, whether they run or not; the first has a whole model on each GPU."""
+    for tensor, pipeline, rollout in product(SIZES, repeat=3):
+        yield _with(base, parallel=dict(tensor=tensor, pipeline=pipeline, sequence=tensor > 1),
+                    rollout=dict(tensor=rollout, pipeline=1), batch=dict(micro_batch_tokens=base.longest + 1))
 
 
 def _with(job: Job, **sections: dict[str, Any]) -> Job:
@@ -102,12 +105,13 @@ def _with(job: Job, **sections: dict[str, Any]) -> Job:
     return Job(config.model_copy(update=changed), job.shape, job.gpus)
 
 
-def _runs(job: Job) -> bool:
+def refusal(job: Job) -> str:
+    """Why `srpo train` would not begin, or ""."""
     try:
         check(job.config, job.gpus, gpu=True)
-    except UserError:
-        return False
-    return True
+    except UserError as e:
+        return f"cannot run: {e}"
+    return ""
 
 
 def _with_cache(job: Job, gpu: Gpu) -> Job | None:

@@ -18,9 +18,9 @@ SHOWN = 10
 """Layouts in the table."""
 
 
-def show(plan: Plan, console: Console | None = None) -> None:
-    """Print it: whether the configuration fits comes first."""
-    console = console or Terminal(width=max(120, Console().width))
+def show(plan: Plan, command: str) -> None:
+    """Print it: whether the configuration fits comes first. `command` trains what was planned."""
+    console = Terminal(width=max(120, Console().width))
     if plan.verdict:
         console.print(f"{plan.title} {plan.verdict}", style="bold red", highlight=False)
     else:
@@ -34,15 +34,18 @@ def show(plan: Plan, console: Console | None = None) -> None:
         console.print("Host memory a rank, at most: " + ", ".join(f"{k} {v / GIB:.1f} GiB" for k, v in host.items()),
                       highlight=False)
         console.print(_times(plan.own))
+        times = plan.own.times
+        console.print(f"{times.tokens_per_gpu:,.0f} response tokens/s/GPU; MFU {times.mfu:.0%} in the update, "
+                      f"{times.mfu_step:.0%} over the step", highlight=False)
         console.print(_sync(plan.own), highlight=False)
     if plan.layouts:
         console.print(_layouts(plan))
         if plan.verdict or plan.own and plan.layouts[0].times.total < 0.98 * plan.own.times.total:
-            console.print("The first one: srpo train CONFIG " + " ".join(
-                f"{key}={_plain(value)}" for key, value in plan.layouts[0].settings.items()), highlight=False)
+            console.print(f"The first one: {command} " + " ".join(
+                f"{key}={_plain(value)}" for key, value in plan.layouts[0].settings.items()),
+                highlight=False, markup=False, soft_wrap=True)  # to be copied
     else:
-        console.print("No layout of these sizes fits. More GPUs, fewer or shorter responses in a micro-batch "
-                      "(rollout.max_response_tokens), or a smaller model would.", style="bold red")
+        console.print(plan.advice, style="bold red", highlight=False)
     if plan.comparison:
         shown = plan.own if plan.own and not plan.verdict else plan.layouts[0]
         console.print(_savings(plan.comparison, plan.oversample, shown))
@@ -75,8 +78,6 @@ def _times(own: Candidate) -> Table:
             table.add_row(name, f"{seconds:.2f}", f"{seconds / times.total:.1%}")
     table.add_section()
     table.add_row("step", f"{times.total:.1f}", "")
-    table.caption = (f"{times.tokens_per_gpu:,.0f} response tokens/s/GPU; MFU {times.mfu:.0%} in the update, "
-                     f"{times.mfu_step:.0%} over the step")
     return table
 
 
@@ -107,7 +108,8 @@ def _layouts(plan: Plan) -> Table:
 
 
 def _savings(c: Comparison, oversample: float, of: Candidate) -> Table:
-    table = Table(title=f"Generation over {of.job.replicas} replicas, replayed")
+    replicas = of.job.replicas
+    table = Table(title=f"Generation over {replicas} replica{'s' * (replicas > 1)}, replayed")
     table.add_column("prompts go to replicas")
     table.add_column("seconds", justify="right")
     table.add_column("of random", justify="right")

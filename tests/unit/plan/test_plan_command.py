@@ -1,6 +1,7 @@
 """`srpo plan` as it is called: verdicts and exit codes, layouts that are legal and fit, the ready configurations."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,32 @@ def test_nothing_fits(capsys):
     assert code == 1 and "does not fit" in out.splitlines()[0] and "No layout of these sizes fits" in out
 
 
+def test_nothing_runs(capsys):
+    """More GPUs would not help: no layout spreads 256 prompts over a multiple of three."""
+    code, out, _ = plan(capsys, SEVEN, "--gpus", 48)
+    assert code == 1 and ("Nor does another layout run; that of a whole model on each GPU cannot run: batch.prompts = "
+                          "256: must divide over 48 data-parallel replicas; nearest: 240") in " ".join(out.split())
+
+
+def test_settings_may_follow_the_options(capsys):
+    """And count in the order in which they are given."""
+    settings = "rollout.kv_cache_gib=8", "batch.prompts=8", "batch.prompts=7"
+    code, out, _ = plan(capsys, SEVEN, settings[0], "--gpus", 8, *settings[1:])
+    assert code == 1 and "cannot run: batch.prompts = 7" in out
+    with pytest.raises(SystemExit):
+        plan(capsys, SEVEN, "--gpus", 8, "batch.prompts=8", "--gpsu", 8)
+    assert "unrecognized arguments: batch.prompts=8 --gpsu 8" in capsys.readouterr().err
+
+
 def test_what_does_not_fit_says_where_and_by_how_much_and_what_would(capsys):
     code, out, _ = plan(capsys, SEVEN, "batch.micro_batch_tokens=65536", "--gpus", 8)
     own, fits = out.splitlines()[0], out.index("Layouts that fit")
     assert code == 1 and "does not fit: update needs" in own and "too much" in " ".join(out.splitlines()[:2])
-    assert out.index("Memory of one GPU") < fits and "srpo train CONFIG parallel.tensor=" in out[fits:]
+    assert out.index("Memory of one GPU") < fits
+    first, = (line for line in out[fits:].splitlines() if line.startswith("The first one: "))
+    command, config, given, *settings = shlex.split(first.removeprefix("The first one: srpo "))
+    assert (command, config, given) == ("train", str(SEVEN), "batch.micro_batch_tokens=65536")
+    assert plan(capsys, config, given, *settings, "--gpus", 8)[0] == 0
 
 
 def test_what_cannot_run_says_so_and_what_could(capsys):
