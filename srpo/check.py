@@ -74,6 +74,18 @@ def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
     _check_judge(config)
 
 
+def check_data(config: Config) -> None:
+    """Refuse data files that are not there, which is otherwise found once torch and vLLM are loaded, or the supervised
+    warm start begins. Raises UserError naming the key and the file."""
+    lists = {"data.train": config.data.train, "data.eval": config.data.eval,
+             "warm_start.data": config.warm_start.data if config.warm_start else []}
+    for key, files in lists.items():
+        for i, file in enumerate(files):
+            if not Path(file).is_file():
+                raise UserError(f"{key}.{i} = {file!r}: no such data file (a relative path is taken from the directory "
+                                "that srpo is started in)")
+
+
 def _check_training(p: Parallel, hf: dict[str, Any]) -> None:
     """Megatron-Core splits the model over parallel.tensor and its layers over parallel.pipeline."""
     kv_heads, layers, split = _kv_heads(hf), hf["num_hidden_layers"], _split(hf)

@@ -23,11 +23,12 @@ def run(args: Namespace) -> int:
     if error := met_before():
         raise UserError(error)
     from srpo import config
-    from srpo.check import check
+    from srpo.check import check, check_data
 
     start_log()
     settings = config.load(args.config, args.overrides)
     check(settings, int(os.environ.get("WORLD_SIZE", "1")))
+    check_data(settings)
 
     from srpo.train import train
 

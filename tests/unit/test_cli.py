@@ -29,8 +29,9 @@ def loggers():
 @pytest.fixture
 def config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(HF))
+    (tmp_path / "a.jsonl").touch()
     path = tmp_path / "c.yaml"
-    path.write_text(f"run: {tmp_path}/run\nmodel: {{path: {tmp_path}}}\ndata: {{train: [a.jsonl]}}\n"
+    path.write_text(f"run: {tmp_path}/run\nmodel: {{path: {tmp_path}}}\ndata: {{train: [{tmp_path}/a.jsonl]}}\n"
                     "rollout: {max_response_tokens: 64}\n"
                     "stages: [{name: math, domains: [math], until: steps, steps: 1}]\n")
     return str(path)
@@ -62,6 +63,15 @@ def test_help_imports_nothing_heavy(argv):
 
 def test_settings_are_checked_before_torch_loads(config):
     assert heavy_modules_after("train", config, "batch.micro_batch=3") == "pydantic"
+
+
+@pytest.mark.parametrize(("override", "key"), [
+    ("data.train.0=none.jsonl", "data.train.0"), ("data.eval=[none.jsonl]", "data.eval.0"),
+    ("warm_start={data: [none.jsonl], steps: 1}", "warm_start.data.0")])
+def test_missing_data_are_named_before_torch_loads(config, capsys, override, key):
+    assert heavy_modules_after("train", config, override) == "pydantic"
+    assert cli.command(["train", config, override]) == 2
+    assert f"error: {key} = 'none.jsonl': no such data file" in capsys.readouterr().err
 
 
 def test_train_gets_the_checked_configuration(config, fake):
