@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
-from rich.table import Table
 
 from srpo import folder
 from srpo.config import Stage, load
@@ -17,6 +16,7 @@ from srpo.control.by_hand import ask, pending
 from srpo.control.ledger import StepReward, connect, step_rewards
 from srpo.control.stages import ending, growth, same_prompts, trend
 from srpo.errors import UserError
+from srpo.terminal import new_table
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,7 @@ def show(run: Path, console: Console) -> None:
     current = _current(stages)
     state = "running" if running else "finished" if current is None else "not running"
     console.print(f"{run}: {state}; {step} steps" + ("" if running else " saved"))
-    table = Table()
-    for name in ("stage", "domains"):
-        table.add_column(name)
-    for name in ("steps", "epochs", "mean reward"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    table = new_table(None, "stage", "domains", "steps", "epochs", "mean reward", "", text=("stage", "domains", ""))
     for i, p in enumerate(stages):
         recent = p.rewards[-p.stage.window:]
         state = f"ended: {p.why}" if p.why else _so_far(p) if i == current else "to come"

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
@@ -19,8 +18,8 @@ from srpo.printable import visible, visible_json
 from srpo.terminal import Terminal
 
 
-def analyze(run: Path, file: Path | None, shown: int, as_json: bool) -> int:
-    """Exit code; raises UserError for a bad file of patterns, or a run without stored responses."""
+def analyze(run: Path, file: Path | None, shown: int, as_json: bool) -> None:
+    """Raises UserError for a bad file of patterns, or a run without stored responses."""
     if shown < 0:
         raise UserError(f"--examples {shown}: give 0 or more")
     patterns = Patterns.load(file or DEFAULT)
@@ -29,7 +28,6 @@ def analyze(run: Path, file: Path | None, shown: int, as_json: bool) -> int:
         print(visible_json(json.dumps(document(run, patterns, analysis), ensure_ascii=False)))
     else:
         report.show(run, patterns, analysis)
-    return 0
 
 
 def document(run: Path, patterns: Patterns, analysis: Analysis) -> dict[str, object]:
@@ -38,18 +36,14 @@ def document(run: Path, patterns: Patterns, analysis: Analysis) -> dict[str, obj
     for row in analysis.frequencies:
         low, high = wilson(row.matching, row.responses)
         rows.append({**asdict(row), "frequency": row.share, "low": low, "high": high})
-    return {"run": str(run), "patterns": {"file": str(patterns.file), **_described(patterns)}, "frequencies": rows,
+    definitions = {name: pattern.model_dump(exclude_none=True) for name, pattern in patterns.patterns.items()}
+    return {"run": str(run), "patterns": {"file": str(patterns.file), "definitions": definitions}, "frequencies": rows,
             "keywords": analysis.keywords, "examples": [asdict(example) for example in analysis.examples]}
 
 
-def _described(patterns: Patterns) -> dict[str, object]:
-    return {"definitions": {name: pattern.model_dump(exclude_none=True)
-                            for name, pattern in patterns.patterns.items()}}
-
-
-def show(run: Path, which: str, console: Console | None = None) -> int:
+def show(run: Path, which: str) -> None:
     """Print the stored responses of a step (a number) or to a prompt (its id)."""
-    console = console or Terminal()
+    console = Terminal()
     stored = samples.steps(run)
     found = 0
     for step in [int(which)] if which.isdecimal() and int(which) in stored else stored:
@@ -61,10 +55,9 @@ def show(run: Path, which: str, console: Console | None = None) -> int:
     if not found:
         raise UserError(f"--show {which}: {run} has no stored responses of such a step, or to a prompt of that id; "
                         f"stored are steps {stored[0]} to {stored[-1]}")
-    return 0
 
 
-def _print(console: Console, row: dict[str, object]) -> None:
+def _print(console: Terminal, row: dict[str, object]) -> None:
     console.print(Rule(f"step {row['step']}, {row['stage']}: {row['prompt_id']}, sample {row['sample']}", align="left"))
     console.print(Text(visible(str(row["prompt"])), style="dim"), Text(visible(str(row["response"]))), sep="")
     verdict = f"correct {row['correct']:g}, reward {row['reward']:g} {row['parts']}, {row['tokens']} tokens"

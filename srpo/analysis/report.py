@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from srpo.analysis.examples import Example
 from srpo.analysis.frequency import Analysis, Frequency, pooled, wilson
 from srpo.analysis.patterns import Patterns
 from srpo.printable import visible
-from srpo.terminal import Terminal
+from srpo.terminal import new_table, wide
 
 BINS = 8
 """Columns of equally many steps."""
@@ -26,8 +25,8 @@ WIDTH = 70
 """Characters of a keyword."""
 
 
-def show(run: Path, patterns: Patterns, analysis: Analysis, console: Console | None = None) -> None:
-    console = console or Terminal(width=max(120, Console().width))
+def show(run: Path, patterns: Patterns, analysis: Analysis) -> None:
+    console = wide()
     rows = analysis.frequencies
     steps = sorted({row.step for row in rows})
     console.print(f"{run}: stored responses of {len(steps):,} steps, {steps[0]} to {steps[-1]}; patterns of "
@@ -47,11 +46,8 @@ def _over_steps(title: str, rows: Sequence[Frequency], steps: Sequence[int],
                 value: Callable[[Frequency], str]) -> Table:
     """A line a pattern and domain, a column a bin of steps."""
     bins = _bins(steps)
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("pattern")
-    table.add_column("domain")
-    for first, last in dict.fromkeys(bins.values()):
-        table.add_column(f"{first}" if first == last else f"{first}-{last}", justify="right")
+    heads = (f"{first}" if first == last else f"{first}-{last}" for first, last in dict.fromkeys(bins.values()))
+    table = _table(title, "pattern", "domain", *heads)
     binned = pooled((replace(row, step=bins[row.step][0]) for row in rows), "pattern", "domain", "step")
     for pattern in dict.fromkeys(row.pattern for row in rows):
         for domain in sorted({row.domain for row in rows}):
@@ -73,12 +69,9 @@ def _bins(steps: Sequence[int]) -> dict[int, tuple[int, int]]:
 
 
 def _by_stage(rows: Sequence[Frequency]) -> Table:
-    table = Table(title="By stage and domain; frequency with its 95 % interval, means with and without the pattern",
-                  title_justify="left", box=SIMPLE_HEAD)
-    for head in ("pattern", "stage", "domain"):
-        table.add_column(head)
-    for head in ("responses", "with it", "%", "from", "to", "tokens", "without", "accuracy", "without"):
-        table.add_column(head, justify="right")
+    table = _table("By stage and domain; frequency with its 95 % interval, means with and without the pattern",
+                   "pattern", "stage", "domain", "responses", "with it", "%", "from", "to", "tokens", "without",
+                   "accuracy", "without")
     every = pooled(rows, "pattern", "stage", "domain")
     for pattern in dict.fromkeys(row.pattern for row in rows):
         for row in (row for row in every if row.pattern == pattern):
@@ -91,12 +84,10 @@ def _by_stage(rows: Sequence[Frequency]) -> Table:
 
 
 def _keywords(analysis: Analysis, rows: Sequence[Frequency]) -> Table:
-    table = Table(title=f"Responses with a keyword; the {KEYWORDS} most frequent of each pattern",
-                  title_justify="left", box=SIMPLE_HEAD)
-    for head in ("pattern", "keyword"):
-        table.add_column(head, overflow="fold")
-    for head in ("responses", "%"):
-        table.add_column(head, justify="right")
+    table = _table(f"Responses with a keyword; the {KEYWORDS} most frequent of each pattern", "pattern", "keyword",
+                   "responses", "%")
+    for column in table.columns[:2]:
+        column.overflow = "fold"
     totals = {row.pattern: row.responses for row in pooled(rows, "pattern")}
     for name, counts in analysis.keywords.items():
         for keyword, count in counts.most_common(KEYWORDS):
@@ -111,6 +102,11 @@ def _example(example: Example) -> Text:
     before, after = (visible(text.replace("\n", " ")) for text in (example.before, example.after))
     return Text.assemble((visible(head), "bold"), f"  ... {before}", (f">>{visible(example.match)}<<", "reverse"),
                          f"{after} ...\n")
+
+
+def _table(title: str, *columns: str) -> Table:
+    return new_table(title, *columns, text=("pattern", "stage", "domain", "keyword"), title_justify="left",
+                     box=SIMPLE_HEAD)
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -26,5 +26,7 @@ def run(args: Namespace) -> int:
     from srpo.analysis.command import analyze, show
 
     if args.show:
-        return show(args.run, args.show)
-    return analyze(args.run, args.patterns, args.examples, args.json)
+        show(args.run, args.show)
+    else:
+        analyze(args.run, args.patterns, args.examples, args.json)
+    return 0

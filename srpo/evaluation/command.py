@@ -19,7 +19,6 @@ from typing import IO, Any
 
 import torch
 import torch.distributed as dist
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import srpo
 from srpo import folder
@@ -33,7 +32,7 @@ from srpo.evaluation.sampling import Chunk, chunks, sample
 from srpo.evaluation.settings import Settings
 from srpo.files import write_json, writing
 from srpo.rewards import Graders
-from srpo.terminal import Terminal
+from srpo.terminal import Terminal, counting
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,7 @@ def _sample(plan: Plan, out: Path, workers: int | None) -> None:
                               max_prompt=plan.longest, tensor=tensor, dtype=plan.settings.dtype,
                               stop=plan.settings.stop)
     set_timeout(timedelta(days=7))  # replicas wait for the slowest at the end; one that dies ends the launch at once
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
-    with Progress(*columns, console=Terminal(stderr=True), disable=rank > 0) as progress:
+    with counting(Terminal(stderr=True), disable=rank > 0) as progress:
         total = plan.settings.samples * sum(len(chunk.problems) for chunk in share)
         bar = progress.add_task("responses", total=plan.done + total, completed=plan.done)
         sample(share, out, engine, graders, plan.settings, lambda n: progress.advance(bar, n))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from srpo.evaluation.data import DataSet
 from srpo.evaluation.metrics import intervals, majority_at_k, pass_at_k
 from srpo.evaluation.sampling import Chunk
 from srpo.files import why, write_table
+from srpo.terminal import new_table
 
 Row = dict[str, Any]
 
@@ -119,25 +120,24 @@ def table(summary: dict[str, Any], title: str) -> Table:
     columns = dict(summary["data"])
     if len(columns) > 1 or len(summary["domains"]) > 1:
         columns |= {f"all {domain}": f for domain, f in summary["domains"].items()}
-    shown = Table(title=title, caption="percent, with 95 % bootstrap intervals over problems")
-    shown.add_column("")
-    for name in columns:
-        shown.add_column(name, justify="right")
+    shown = new_table(title, "", *columns, text=("",), caption="percent, with 95 % bootstrap intervals over problems")
 
-    def line(name: str, cells: Iterable[str], end: bool = False) -> None:
-        shown.add_row(name, *cells, end_section=end)
+    def line(name: str, cell: Callable[[Row], str]) -> None:
+        shown.add_row(name, *map(cell, columns.values()))
 
-    line("problems", (f"{f['problems']:,}" for f in columns.values()), end=True)
-    names = list(dict.fromkeys(n for f in columns.values() for n in f if "@" in n and n not in _SINGLE))
-    for name in sorted(names, key=lambda n: ("avg", "pass", "majority").index(n.split("@")[0])):
-        line(name, (_estimate(f.get(name)) for f in columns.values()), end=name == names[-1])
-    line("truncated", (f"{100 * f['truncated']:.1f}" for f in columns.values()))
-    line("no answer", ("" if f["no_answer"] is None else f"{100 * f['no_answer']:.1f}" for f in columns.values()))
-    line("tokens, mean", (f"{f['tokens']['mean']:,.0f}" for f in columns.values()))
-    line("tokens, median", (f"{f['tokens']['median']:,.0f}" for f in columns.values()))
-    line("tokens, longest", (f"{f['tokens']['max']:,}" for f in columns.values()))
+    line("problems", lambda f: f"{f['problems']:,}")
+    shown.add_section()
+    names = sorted(dict.fromkeys(n for f in columns.values() for n in f if "@" in n and n not in _SINGLE),
+                   key=lambda n: ("avg", "pass", "majority").index(n.split("@")[0]))
+    for name in names:
+        shown.add_row(name, *(_estimate(f.get(name)) for f in columns.values()), end_section=name == names[-1])
+    line("truncated", lambda f: f"{100 * f['truncated']:.1f}")
+    line("no answer", lambda f: "" if f["no_answer"] is None else f"{100 * f['no_answer']:.1f}")
+    line("tokens, mean", lambda f: f"{f['tokens']['mean']:,.0f}")
+    line("tokens, median", lambda f: f"{f['tokens']['median']:,.0f}")
+    line("tokens, longest", lambda f: f"{f['tokens']['max']:,}")
     if any(f["failed"] for f in columns.values()):
-        line("graders failed", (f"{f['failed']:,}" for f in columns.values()))
+        line("graders failed", lambda f: f"{f['failed']:,}")
     return shown
 
 

@@ -15,13 +15,13 @@ from srpo.errors import UserError
 from srpo.history import tables
 from srpo.history.export import export_all, export_one
 from srpo.history.tables import Only
-from srpo.terminal import Terminal
+from srpo.terminal import Terminal, wide
 
 
 def show(run: Path, prompt: str | None, epoch: int | None, domain: str | None, limit: int,
          console: Console | None = None) -> None:
     """Print the tables, or one prompt's."""
-    console = console or Terminal(width=max(120, Console().width))
+    console = console or wide()
     with closing(_open(run)) as db:
         _check(db, epoch, domain)
         if prompt is None:
@@ -34,10 +34,8 @@ def show(run: Path, prompt: str | None, epoch: int | None, domain: str | None, l
             raise UserError(f"--prompt {prompt}: {run} has no such prompt; did you mean {nearest(prompt, known)}?")
 
 
-def export(run: Path, target: Path, table: str, epoch: int | None, domain: str | None,
-           console: Console | None = None) -> None:
+def export(run: Path, target: Path, table: str, epoch: int | None, domain: str | None) -> None:
     """Write one table, or all of them, and print what was written."""
-    console = console or Terminal(soft_wrap=True)
     with closing(_open(run)) as db:
         _check(db, epoch, domain)
         if target.suffix in (".csv", ".parquet"):
@@ -49,6 +47,7 @@ def export(run: Path, target: Path, table: str, epoch: int | None, domain: str |
                             "FILE.csv, and --table")
         else:
             written = export_all(db, target)
+    console = Terminal(soft_wrap=True)
     for file, rows in written.items():
         console.print(f"{file}: {rows:,} rows", highlight=False)
 

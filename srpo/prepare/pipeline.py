@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from srpo.data.schema import Problem
 from srpo.errors import UserError
@@ -31,7 +31,7 @@ from srpo.prepare.store import Store
 from srpo.prepare.verify import Answers, program_faults
 from srpo.sandbox import allow_unsafe
 from srpo.sandbox.confine import die_with_parent
-from srpo.terminal import Terminal
+from srpo.terminal import Terminal, counting
 
 SHARD = 1000
 """Rows a shard of the filters."""
@@ -60,9 +60,7 @@ def prepare(sources: Sequence[str], out: Path, *, benchmarks: Sequence[str] = ()
         raise UserError(f"{own[0]}: is in {out}, which would be overwritten; choose another --out")
     against = [path for source in benchmarks for path in files(source)]
     store = Store(out / "work", ("filter", len(inputs)), [*inputs, *against])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with counting(console) as progress:
         rows = _filter(inputs, tuple(map(str, against)), store, workers, progress)
         if not rows:
             raise UserError(f"{', '.join(sources)}: no rows in it")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from srpo.files import write_json, write_table
+from srpo.terminal import new_table
 
 _TEXT = ("id", "domain", "prompt", "answer", "tests", "solution", "source")
 TRAIN = pa.schema([*((name, pa.string()) for name in _TEXT), ("pass_rate", pa.float64()), ("difficulty", pa.string())])
@@ -35,10 +36,7 @@ def write(rows: Sequence[dict[str, Any]], out: Path, console: Console) -> dict[s
 
 def _table(summary: dict[str, Any]) -> Table:
     """A line a rule, a column a source."""
-    table = Table(title="Rows by the rule that dropped them")
-    table.add_column("rule")
-    for source in (*summary, "all"):
-        table.add_column(source, justify="right")
+    table = new_table("Rows by the rule that dropped them", "rule", *summary, "all", text=("rule",))
     totals = sum((Counter(c) for c in summary.values()), Counter())
     first = ("rows", "kept", *(n for n in ("easy", "medium", "hard") if n in totals))
     for name in (*first, *(rule for rule, _ in totals.most_common() if rule not in first)):
