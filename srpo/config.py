@@ -385,7 +385,9 @@ def dump(config: Config) -> str:
 
 
 def flat(tree: Any, key: str = "") -> dict[str, str]:
-    """Settings of a configuration's tree by dotted key, as they read in Python."""
+    """Settings of a configuration's tree by dotted key (`stages.0.steps`), as they read in Python."""
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        tree = dict(enumerate(tree))
     if isinstance(tree, dict):
         return {k: v for name, value in tree.items() for k, v in flat(value, f"{key}.{name}".lstrip(".")).items()}
     return {key: repr(tree)}

@@ -96,14 +96,15 @@ def test_a_changed_configuration_is_told_and_written(tmp_path: Path, caplog: pyt
 
 
 def test_a_changed_setting_is_told_by_its_whole_name(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """batch.samples, eval.samples; and one that is there no more."""
+    """batch.samples, eval.samples; one of a stage alone; and one that is there no more."""
     file = tmp_path / "config.yaml"
     now = config.Config.model_validate({
         "run": str(tmp_path), "model": {"path": "m"}, "data": {"train": ["a.jsonl"]}, "batch": {"samples": 16},
         "stages": [{"name": "s", "domains": ["math"], "until": "steps", "steps": 1}]})
-    file.write_text(config.dump(now).replace("  samples: 16", "  samples: 32\n  retired: true"))
+    file.write_text(config.dump(now).replace("  samples: 16", "  samples: 32\n  retired: true").replace(
+        "  steps: 1", "  steps: 2"))
     folder.record(file, now)
-    assert "began: batch.retired = unset (was True); batch.samples = 16 (was 32)" in caplog.text
+    assert "began: batch.retired = unset (was True); batch.samples = 16 (was 32); stages.0.steps = 1 (was 2)\n" in caplog.text
 
 
 @pytest.mark.parametrize("use", [folder.claim, folder.in_use])
