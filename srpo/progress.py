@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -76,8 +77,7 @@ def _progress(run: Path) -> tuple[list[Progress], int, bool]:
     if not file.is_file():
         raise UserError(f"{run}: not a run folder, there is no config.yaml in it")
     stages = load(file).stages
-    db = connect(run)
-    try:
+    with closing(connect(run)) as db:
         step, = db.execute("SELECT COALESCE(MAX(step), 0) FROM steps").fetchone()
         running = folder.in_use(run)
         if not running:
@@ -93,8 +93,6 @@ def _progress(run: Path) -> tuple[list[Progress], int, bool]:
             last, = db.execute("SELECT COALESCE(MAX(step), 0) FROM steps WHERE stage = ? AND step <= ?",
                                (stage.name, step)).fetchone()
             found.append(Progress(stage, rewards, epochs, _why(stage, following, ends, last)))
-    finally:
-        db.close()
     return found, step, running
 
 

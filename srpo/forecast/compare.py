@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -26,18 +25,16 @@ ASSUMPTIONS = [
 _POINTS = 101
 
 
-def compare(scenario: Scenario, settings: Mapping[str, Resample] | None = None) -> dict[str, Any]:
-    """JSON-able: the scenario, and `of` each sampler what `_summary` has. By default all samplers, as the
-    configuration's defaults set them."""
-    settings = settings or {name: Resample.model_validate({"sampler": name}) for name in SAMPLERS}
-    runs = {name: simulate(scenario, sampler(resample)) for name, resample in settings.items()}
+def compare(scenario: Scenario) -> dict[str, Any]:
+    """JSON-able: the scenario, and `of` each sampler, as the configuration's defaults set it, what `_summary` has."""
+    runs = {name: simulate(scenario, sampler(Resample.model_validate({"sampler": name}))) for name in SAMPLERS}
     steps = min(len(run.skill) for run in runs.values()) - 1
-    target = runs["plain"].skill[-1] if "plain" in runs else None
+    target = runs["plain"].skill[-1]
     return {"scenario": asdict(scenario), "assumptions": ASSUMPTIONS, "equal_steps": steps,
             "of": {name: _summary(run, scenario, steps, target) for name, run in runs.items()}}
 
 
-def _summary(run: Trajectory, scenario: Scenario, steps: int, target: float | None) -> dict[str, Any]:
+def _summary(run: Trajectory, scenario: Scenario, steps: int, target: float) -> dict[str, Any]:
     """Counts are groups, unless they say rollouts."""
     budget = scenario.epochs * scenario.prompts * scenario.samples
     seen, informative, trained = (sum(getattr(epoch, name) for epoch in run.epochs)
@@ -48,7 +45,7 @@ def _summary(run: Trajectory, scenario: Scenario, steps: int, target: float | No
         "accuracy_at_equal_steps": run.accuracy(run.skill[steps]),
         "steps": len(run.skill) - 1,
         "rollouts": run.rollouts[-1],
-        "rollouts_to_plain": None if target is None else run.rollouts_to(target),
+        "rollouts_to_plain": run.rollouts_to(target),
         "informative_share": informative / seen,
         "rollouts_not_trained_on": (seen - trained) * run.samples,
         "rollouts_uninformative": (seen - informative) * run.samples,

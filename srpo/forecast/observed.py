@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,17 @@ def signal(samples: int) -> npt.NDArray[np.float64]:
 
 def observed(run: str | Path, last: int | None = None) -> Observed:
     """The closed epochs of a run, up to epoch `last`. Raises UserError when there is none."""
-    db = connect(run)
-    rows = db.execute("SELECT epoch, stage FROM epochs ORDER BY epoch").fetchall()
-    closed = [(epoch, stage) for epoch, stage in rows if last is None or epoch <= last]
-    if not closed:
-        which = "no epoch has" if not rows else f"none of epochs 1 to {last} has"
-        raise UserError(f"{run}: {which} closed yet; a forecast needs the pass rates of one")
+    with closing(connect(run)) as db:
+        rows = db.execute("SELECT epoch, stage FROM epochs ORDER BY epoch").fetchall()
+        closed = [(epoch, stage) for epoch, stage in rows if last is None or epoch <= last]
+        if not closed:
+            which = "no epoch has" if not rows else f"none of epochs 1 to {last} has"
+            raise UserError(f"{run}: {which} closed yet; a forecast needs the pass rates of one")
+        return _observed(db, closed)
+
+
+def _observed(db: sqlite3.Connection, closed: Sequence[tuple[int, str]]) -> Observed:
+    """`closed`: (epoch, stage) of all that may be looked at."""
     first = db.execute("SELECT MIN(epoch) FROM prompts WHERE domain IN (SELECT domain FROM prompts WHERE epoch = ?)",
                        (closed[-1][0],)).fetchone()[0]
     closed = [(epoch, stage) for epoch, stage in closed if epoch >= first][-LATEST:]
@@ -86,7 +92,6 @@ def observed(run: str | Path, last: int | None = None) -> Observed:
     samples = db.execute("SELECT MAX(samples) FROM prompts WHERE epoch = ?", (epochs[-1],)).fetchone()[0]
     step = db.execute("SELECT MAX(n) FROM (SELECT SUM(trained) n FROM prompts WHERE epoch <= ? GROUP BY step)",
                       (epochs[-1],)).fetchone()[0]
-    db.close()
     return Observed(epochs, [stage for _, stage in closed], list(codes), histories, prompts, trained, samples,
                     max(step, 1))
 

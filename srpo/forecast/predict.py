@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,13 @@ LEVELS = {"low": 5, "mid": 50, "high": 95}
 """Percentiles: 90 % intervals."""
 
 
-def forecast(run: Path, epochs: int, settings: Mapping[str, Resample] | None = None) -> dict[str, Any]:
+def forecast(run: Path, epochs: int) -> dict[str, Any]:
     """JSON-able: what was seen, what is assumed, and `of` each sampler its next `epochs` epochs and when they run out.
-
-    `settings`: the samplers by name; by default all of them, the run's own as the run sets it and the others as the
-    configuration's defaults do. Raises UserError when no epoch has closed.
-    """
+    The run's own is as the run sets it, the others as the configuration's defaults do. Raises UserError when no epoch
+    has closed."""
     seen, mine = observed(run), recorded(run) or Resample()
-    settings = settings or {name: mine if name == mine.sampler else Resample.model_validate({"sampler": name})
-                            for name in SAMPLERS}
+    settings = {name: mine if name == mine.sampler else Resample.model_validate({"sampler": name})
+                for name in SAMPLERS}
     latent = fit(seen)
     grows = growth(seen, latent)
     return {**_basis(run, seen, latent, grows), "sampler": mine.sampler,
@@ -103,7 +101,7 @@ def _sampler(seen: Observed, latent: Latent, grows: Growth, rule: Sampler, epoch
 
 def _runs_out(made: Projection, seen: Observed) -> dict[str, int | None]:
     """The first epoch whose informative groups would not fill a step; None: later than REACH epochs from now."""
-    short = made.informative[:, :] < seen.prompts_per_step
+    short = made.informative < seen.prompts_per_step
     first = np.where(short.any(1), short.argmax(1), short.shape[1])
     found = {name: int(np.percentile(first, level, method="nearest")) for name, level in LEVELS.items()}
     return {name: None if at == short.shape[1] else seen.epochs[-1] + 1 + at for name, at in found.items()}
@@ -117,12 +115,11 @@ def _interval(draws: npt.NDArray[Any]) -> dict[str, float | None]:
 
 def _actual(run: Path, seen: Observed) -> list[tuple[int, int]]:
     """(prompts, informative) of each epoch that follows in the same stage."""
-    db = connect(run)
-    rows = db.execute(
-        "SELECT e.epoch, e.stage, COUNT(*), SUM(p.correct > 0 AND p.correct < p.samples) FROM epochs e "
-        "JOIN prompts p ON p.epoch = e.epoch WHERE e.epoch > ? GROUP BY e.epoch ORDER BY e.epoch",
-        (seen.epochs[-1],)).fetchall()
-    db.close()
+    with closing(connect(run)) as db:
+        rows = db.execute(
+            "SELECT e.epoch, e.stage, COUNT(*), SUM(p.correct > 0 AND p.correct < p.samples) FROM epochs e "
+            "JOIN prompts p ON p.epoch = e.epoch WHERE e.epoch > ? GROUP BY e.epoch ORDER BY e.epoch",
+            (seen.epochs[-1],)).fetchall()
     found = []
     for i, (epoch, stage, prompts, informative) in enumerate(rows):
         if stage != seen.stages[-1] or epoch != seen.epochs[-1] + 1 + i:
