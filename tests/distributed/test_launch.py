@@ -74,9 +74,9 @@ raise errors.{error}("no such thing")
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and output, within the minute that a broken launch may take."""
+    """Exit code and output, within the minute that a broken launch may take, and one to start on a busy machine."""
     try:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         process.terminate()
         raise

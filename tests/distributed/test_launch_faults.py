@@ -74,18 +74,19 @@ def lines(body: str) -> str:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., psutil.Popen]:
-    """Start ranks with a fault in the loop, or a disagreement before anything of srpo is imported."""
+    """Start ranks with a fault in the loop, or a disagreement before anything of srpo is imported; `timeout` is in
+    minutes, short where a rank hangs."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(
         '{"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8}')
     (tmp_path / "a.jsonl").write_text("a problem")
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({
-        "run": str(tmp_path / "run"), "model": {"path": str(tmp_path / "model")}, "data": {"train": ["a.jsonl"]},
-        "batch": {"prompts": 6}, "parallel": {"timeout": 0.1},
-        "stages": [{"name": "math", "domains": ["math"], "until": "steps", "steps": 1}]}))
 
-    def start(fault: str = "pass", disagree: str = "pass", ranks: int = 2, restarts: int = 0,
+    def start(fault: str = "pass", disagree: str = "pass", ranks: int = 2, restarts: int = 0, timeout: float = 10.0,
               **env: str) -> psutil.Popen:
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({
+            "run": str(tmp_path / "run"), "model": {"path": str(tmp_path / "model")}, "data": {"train": ["a.jsonl"]},
+            "batch": {"prompts": 6}, "parallel": {"timeout": timeout},
+            "stages": [{"name": "math", "domains": ["math"], "until": "steps", "steps": 1}]}))
         (tmp_path / "rank.py").write_text(RANK % (lines(disagree), lines(fault)))
         with (tmp_path / "log").open("w") as log:
             return psutil.Popen(
@@ -122,7 +123,7 @@ def stacks(folder: Path) -> dict[str, str]:
 
 def test_a_stopped_rank_is_named_and_shown_and_the_launch_starts_again(start, end, tmp_path):
     fault = "rank == 1 and step == 3 and not again and os.kill(os.getpid(), signal.SIGSTOP)"
-    code, out = end(start(fault, ranks=3, restarts=1))
+    code, out = end(start(fault, ranks=3, restarts=1, timeout=0.1))
     assert code == 0, out
     (error,) = errors(out)
     assert re.search(r"rank 1 \(\S+\) did not come to a collective that took more than 0.1 minutes "
@@ -137,7 +138,7 @@ def test_a_stopped_rank_is_named_and_shown_and_the_launch_starts_again(start, en
 
 @pytest.mark.slow  # torchrun waits half a minute for such a rank to end
 def test_a_rank_that_keeps_the_interpreter_is_shown_too(start, end, tmp_path):
-    code, out = end(start("rank == 0 and step == 3 and stuck_with_the_interpreter()"))
+    code, out = end(start("rank == 0 and step == 3 and stuck_with_the_interpreter()", timeout=0.1))
     assert code != 0
     (error,) = errors(out)
     assert re.search(r"rank 0 \(\S+\) did not come to a collective", error)
