@@ -109,8 +109,8 @@ class Rollout(Section):
     """vLLM's pipeline stages; divides the number of layers. More than one needs GPUs."""
     max_response_tokens: int = Field(4096, ge=1)
     """A response that reaches this is truncated; see algorithm.truncated."""
-    temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; the trainer's log-probs are taken at the same one."""
+    temperature: float = Field(1.0, ge=0.01)
+    """Sampling temperature; the trainer's log-probs are taken at the same one. vLLM samples at none below 0.01."""
     stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """Texts that end a response, beside the model's own stop tokens; they stay in it. Unset: </answer> with
     data.template: srpo, since base models go on with another question, and none with the others. []: none."""

@@ -120,6 +120,7 @@ def test_bad_yaml(write, text, expected):
     ("batch.prompts=8.0", "batch.prompts = 8.0: input should be a valid integer"),
     ("batch.prompts=0", "batch.prompts = 0: input should be greater than or equal to 1"),
     ("algorithm.tis_cap=0.5", "algorithm.tis_cap = 0.5: input should be greater than or equal to 1"),
+    ("rollout.temperature=0.005", "rollout.temperature = 0.005: input should be greater than or equal to 0.01"),
     ("batch.samples=1", "batch.samples = 1: input should be greater than or equal to 2"),
     ("optimizer.lr='1e-6'", "optimizer.lr = '1e-6': input should be a valid number"),
     ("optimizer.lr=.inf", "optimizer.lr = inf: input should be a finite number"),
