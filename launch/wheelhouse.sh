@@ -100,7 +100,8 @@ rm -f "$out"/send/*
 find "$work/house" -exec touch -d @0 {} +
 tar -C "$work/house" --sort=name --owner=0 --group=0 --numeric-owner --mode=0644 -cf - . |
     split --bytes "$size" --numeric-suffixes --suffix-length 4 - "$out/send/piece-"
-sed "s/@PYTHON@/$version/" "$here/wheelhouse_install.sh" > "$out/send/install.sh"
 (cd "$out/send" && sha256sum piece-* > SHA256SUMS)
+sums=$(sha256sum < "$out/send/SHA256SUMS" | cut -d' ' -f1)
+sed "s/@PYTHON@/$version/; s/@SUMS@/$sums/" "$here/wheelhouse_install.sh" > "$out/send/install.sh"
 echo "$(wc -l < "$work/wanted") wheels, $(du -sh "$out/send" | cut -f1) in $(find "$out/send" -name 'piece-*' | wc -l)" \
     "pieces: copy $out/send, then there: bash install.sh"

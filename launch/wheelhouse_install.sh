@@ -5,7 +5,7 @@
 #
 # Nothing is installed unless every piece is there and whole. PYTHON says which interpreter; TMPDIR needs room for all.
 set -euo pipefail
-cd "$(dirname "$0")"
+here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python3}
 
 found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -13,12 +13,13 @@ if [ "$found" != "@PYTHON@" ]; then
     echo "install.sh: these wheels are for Python @PYTHON@, $python is $found: set PYTHON" >&2
     exit 2
 fi
-bad=$(sha256sum --quiet --check SHA256SUMS 2>/dev/null | sed 's/: FAILED.*//') || true
+bad=$(cd "$here" && { echo "@SUMS@  SHA256SUMS" | sha256sum --quiet --check && sha256sum --quiet --check SHA256SUMS
+    } 2>/dev/null | sed 's/: FAILED.*//') || true
 if [ -n "$bad" ]; then
     echo "install.sh: missing or damaged, copy again:" $bad >&2
     exit 1
 fi
 house=$(mktemp -d)
 trap 'rm -rf "$house"' EXIT
-cut -d' ' -f3 SHA256SUMS | xargs cat | tar -C "$house" -xf -
+(cd "$here" && cut -d' ' -f3 SHA256SUMS | xargs cat) | tar -C "$house" -xf -
 "$python" -m pip install --disable-pip-version-check --no-index --no-deps "$@" "$house"/*.whl

@@ -124,7 +124,20 @@ def test_damaged_and_missing_pieces_are_named_and_nothing_is_installed(collected
     assert run.stderr == "install.sh: missing or damaged, copy again: piece-0001 piece-0002\n"
     for name in ("piece-0001", "piece-0002"):
         shutil.copy(collected / name, copy)
+    sums = copy / "SHA256SUMS"
+    sums.write_text(sums.read_text().splitlines(keepends=True)[0])
+    for _ in range(2):
+        run = install(copy, tmp_path / "site")
+        assert (run.returncode, run.stderr) == (1, "install.sh: missing or damaged, copy again: SHA256SUMS\n")
+        sums.unlink(missing_ok=True)
+    shutil.copy(collected / "SHA256SUMS", copy)
     assert install(copy, tmp_path / "site").returncode == 0
+
+
+def test_a_target_is_where_it_was_asked_for(collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert install(collected, Path("site")).returncode == 0
+    assert (tmp_path / "site" / "example_top.py").exists()
 
 
 def test_another_run_makes_the_same_pieces_without_downloading_again(index: Path, collected: Path, tmp_path: Path):
