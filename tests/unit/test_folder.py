@@ -104,7 +104,8 @@ def test_a_changed_setting_is_told_by_its_whole_name(tmp_path: Path, caplog: pyt
     file.write_text(config.dump(now).replace("  samples: 16", "  samples: 32\n  retired: true").replace(
         "  steps: 1", "  steps: 2"))
     folder.record(file, now)
-    assert "began: batch.retired = unset (was True); batch.samples = 16 (was 32); stages.0.steps = 1 (was 2)\n" in caplog.text
+    told = "began: batch.retired = unset (was True); batch.samples = 16 (was 32); stages.0.steps = 1 (was 2)\n"
+    assert told in caplog.text
 
 
 @pytest.mark.parametrize("use", [folder.claim, folder.in_use])

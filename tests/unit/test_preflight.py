@@ -24,7 +24,8 @@ def config(path: Path, **sections: Any) -> Config:
 def test_everything_that_decides_is_described(tmp_path: Path):
     facts = preflight.describe(config(tmp_path))
     assert facts.keys() >= {"package torch", "Python", "sources of srpo", "sources of srpo_kernels", "optimizer.lr",
-                            "stages", f"data file {tmp_path}/a.jsonl", f"model file {tmp_path}/model/config.json"}
+                            "stages.0.steps", f"data file {tmp_path}/a.jsonl",
+                            f"model file {tmp_path}/model/config.json"}
     assert facts[f"model file {tmp_path}/model/model.safetensors"] == "7 bytes"
     assert facts == preflight.describe(config(tmp_path))
 
