@@ -61,6 +61,14 @@ def _no_locks(folder: Path, error: OSError) -> UserError:
                      "folder on another one")
 
 
+def config_file(run: Path) -> Path:
+    """The run's configuration. Raises UserError where there is none."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: not a run folder, there is no config.yaml in it")
+    return file
+
+
 def record(file: Path, config: Config) -> None:
     """Write the resolved configuration, saying what differs from the one there before."""
     if file.exists() and (changed := _changes(file, config)):

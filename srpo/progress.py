@@ -73,10 +73,7 @@ def end_stage(run: Path) -> str:
 def _progress(run: Path) -> tuple[list[Progress], int, bool]:
     """The stages, the step up to which they are told, and whether the run is running: if not, it will go on from its
     latest checkpoint, and later steps do not count."""
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"{run}: not a run folder, there is no config.yaml in it")
-    stages = load(file).stages
+    stages = load(folder.config_file(run)).stages
     with closing(connect(run)) as db:
         step, = db.execute("SELECT COALESCE(MAX(step), 0) FROM steps").fetchone()
         running = folder.in_use(run)

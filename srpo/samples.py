@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from srpo.errors import UserError
 from srpo.files import sync, why, write_table, writing
+from srpo.folder import config_file
 
 COLUMNS = pa.schema([
     ("step", pa.int32()), ("epoch", pa.int32()), ("stage", pa.string()), ("prompt_id", pa.string()),
@@ -82,8 +83,7 @@ def forget(run: Path, step: int) -> None:
 def steps(run: Path) -> list[int]:
     """Steps of which there are responses. Raises UserError where there are none at all."""
     if not (found := _files(run)):
-        if not (run / "config.yaml").is_file():
-            raise UserError(f"{run}: not a run folder, there is no config.yaml in it")
+        config_file(run)
         raise UserError(f"{run}: there are no stored responses, {run / 'samples'} has no step-*.parquet; they come "
                         "with the run's first step, unless logging.responses is 0")
     return [number for number, _ in found]

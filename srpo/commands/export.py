@@ -8,7 +8,6 @@ from pathlib import Path
 
 from srpo.commands.log import start_log
 from srpo.commands.parser import Commands
-from srpo.errors import UserError
 
 
 def add(commands: Commands) -> None:
@@ -22,9 +21,9 @@ def add(commands: Commands) -> None:
 
 
 def run(args: Namespace) -> int:
-    if not (args.run / "config.yaml").is_file():
-        raise UserError(f"{args.run}: not a run folder, there is no config.yaml in it")
+    from srpo.folder import config_file
 
+    config_file(args.run)
     # Before torch looks: a model need not fit on one GPU, nor beside the training whose checkpoint it is.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     start_log()

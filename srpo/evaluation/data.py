@@ -49,8 +49,9 @@ def _named(entry: str) -> tuple[str, str | None]:
         return entry, None
     if given := re.fullmatch(r"([\w.-]+)=(.+)", entry):
         return given[1], given[2]
-    last = (entry.split(":")[1] if entry.startswith("hf:") and ":" in entry[3:] else entry).rstrip("/").split("/")[-1]
-    name = re.sub(r"[^\w-]+", "-", last.split(".")[0].removeprefix("hf:")).strip("-")
+    path = entry.split(":")[1] if entry.startswith("hf:") else entry
+    last = path.rstrip("/").split("/")[-1]
+    name = re.sub(r"[^\w-]+", "-", last.split(".")[0]).strip("-")
     if not name:
         raise UserError(f"--data {entry}: gives no name; write it as NAME={entry}")
     return name, entry
@@ -91,7 +92,7 @@ def _at_hand(name: str, folder: Path) -> list[Path]:
 
 def _stem(path: Path) -> str:
     """Lower-case name without a suffix that is known; else nothing."""
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.name.endswith(s)), None)
+    suffix = next((s for s in SUFFIXES if path.name.endswith(s)), None)
     return path.name.removesuffix(suffix).lower() if suffix else ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -57,10 +56,8 @@ def _verdict(row: Row, benchmarks: Benchmarks) -> tuple[str, str]:
 def _missing(row: Row) -> str:
     if row.domain not in RULES:
         return f"domain = {row.domain!r}; choose one of {', '.join(RULES)}"
-    needed: dict[str, Callable[[], Any]] = {
-        "prompt": lambda: row.prompt, "answer": lambda: row.domain == "code" or row.answer,
-        "tests": lambda: row.domain == "math" or row.tests}
-    return next((f"{field} is missing" for field, value in needed.items() if not value()), "")
+    needed = ("prompt", "answer" if row.domain == "math" else "tests")
+    return next((f"{field} is missing" for field in needed if not getattr(row, field)), "")
 
 
 @lru_cache(1)
