@@ -94,6 +94,11 @@ class Job:
         return found
 
     @property
+    def split_hidden(self) -> int:
+        """Width of the residual stream a token and rank: sequence parallelism divides its tokens."""
+        return self.shape.hidden // (self.tensor if self.config.parallel.sequence else 1)
+
+    @property
     def kv_bytes_per_token(self) -> float:
         """Bytes of KV cache that one token takes on a rank."""
         heads = max(1.0, self.shape.kv_heads / self.config.rollout_tensor)

@@ -84,7 +84,7 @@ def host(job: Job) -> dict[str, int]:
         # srpo/megatron/checkpoint.py: a rank gathers the whole optimizer state of its tensor and pipeline shard.
         "checkpoint snapshot": weights * (job.itemsize + 3 * FLOAT32),
         "reference policy": weights * job.itemsize if job.config.algorithm.kl else 0,
-        "offloaded state": optimizer_state(job, max(job.stages)) if job.config.parallel.offload else 0,
+        "offloaded state": optimizer_state(job, weights) if job.config.parallel.offload else 0,
     }
     return {k: v for k, v in terms.items() if v}
 
@@ -136,7 +136,7 @@ def _generation(job: Job, stage: int) -> dict[str, int]:
 def _scoring(job: Job, stage: int, device: Device) -> dict[str, int]:
     """Log-probs without gradients: one layer's tensors, or a chunk of logits."""
     held, b, t = _held(job, stage), job.itemsize, job.micro_batch_tokens
-    layer = t * b * (5 * job.shape.ffn // job.tensor + 4 * _split_hidden(job) + 2 * job.shape.head_dim)
+    layer = t * b * (5 * job.shape.ffn // job.tensor + 4 * job.split_hidden + 2 * job.shape.head_dim)
     head = 0
     if stage == job.pipeline - 1:
         rows = min(job.micro_batch_rows, chunk_rows(job, device))
@@ -186,10 +186,10 @@ def _update(job: Job, stage: int, device: Device) -> Iterator[tuple[str, dict[st
         this -= norm
     recompute = job.config.parallel.recompute
     if recompute == "selective":  # what is computed again, and its output
-        this += job.micro_batch_tokens * (feed_forward(job) + b * _split_hidden(job))
+        this += job.micro_batch_tokens * (feed_forward(job) + b * job.split_hidden)
     elif recompute == "full":  # the input, which the norm keeps too, is there already, except as a float32 copy
         copied = device == "cpu" and b != FLOAT32
-        this += job.micro_batch_tokens * (layer(job, device) + b * _split_hidden(job) * copied)
+        this += job.micro_batch_tokens * (layer(job, device) + b * job.split_hidden * copied)
     yield moment("backward of the last layer", others + this, _layer_backward(job))
     if stage == 0:
         cast = FLOAT32 if device == "cpu" and b != FLOAT32 else 0  # before it is added to the float32 gradients
@@ -211,13 +211,13 @@ def micro_batch(job: Job, stage: int, device: Device) -> int:
     t, b, shape = job.micro_batch_tokens, job.itemsize, job.shape
     kept = {"none": layer(job, device),
             "selective": layer(job, device) - feed_forward(job),
-            "full": b * _split_hidden(job)}  # the layer's input
+            "full": b * job.split_hidden}  # the layer's input
     total = t * kept[job.config.parallel.recompute] * shape.layers // job.pipeline
     total += 2 * t * shape.head_dim * b  # cosines and sines
     if stage == job.pipeline - 1:
         total += _final_norm(job, device)
     else:
-        total += t * b * _split_hidden(job)  # the output, until its gradient arrives
+        total += t * b * job.split_hidden  # the output, until its gradient arrives
     return total
 
 
@@ -229,7 +229,7 @@ def layer(job: Job, device: Device) -> int:
     """
     shape, b, tensor = job.shape, job.itemsize, job.tensor
     query, kv = shape.query // tensor, shape.kv // tensor
-    norms = 2 * (_norm(job, device) + b * _split_hidden(job))
+    norms = 2 * (_norm(job, device) + b * job.split_hidden)
     attention = b * (query + 2 * kv + query + kv + query) + FLOAT32 * shape.heads // tensor
     if shape.qk_norm:
         attention += (shape.heads + shape.kv_heads) // tensor * FLOAT32
@@ -271,12 +271,12 @@ def _layer_backward(job: Job) -> int:
     """Working tensors in the feed-forward part of the last layer, whose activations are all still there: the gradient
     of the residual stream, and of gate and up beside that of their product, or of the product and of the weight."""
     t, hidden, ffn = job.micro_batch_tokens, job.shape.hidden, job.shape.ffn // job.tensor
-    return job.itemsize * (t * _split_hidden(job) + max(2 * t * ffn, t * (ffn + hidden) + hidden * ffn))
+    return job.itemsize * (t * job.split_hidden + max(2 * t * ffn, t * (ffn + hidden) + hidden * ffn))
 
 
 def _norm_backward(job: Job, device: Device) -> int:
     """Gradients of the hidden states before and after the final norm; on CPU four float32 ones."""
-    width = job.micro_batch_tokens * _split_hidden(job)
+    width = job.micro_batch_tokens * job.split_hidden
     return (4 * FLOAT32 if device == "cpu" else 2 * job.itemsize) * width
 
 
@@ -287,15 +287,10 @@ def _final_norm(job: Job, device: Device) -> int:
 def _norm(job: Job, device: Device) -> int:
     """Bytes that an RMSNorm over the hidden size keeps, a token: its input and a statistic; on CPU a float32 copy of
     the input (the input itself in float32) and the normalized values."""
-    width = _split_hidden(job)
+    width = job.split_hidden
     if device == "cpu":
         return 2 * FLOAT32 * width + FLOAT32
     return job.itemsize * width + FLOAT32
-
-
-def _split_hidden(job: Job) -> int:
-    """Width of the residual stream a token and rank: sequence parallelism divides its tokens."""
-    return job.shape.hidden // (job.tensor if job.config.parallel.sequence else 1)
 
 
 def _gather_buffer(job: Job) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from srpo.plan import memory
@@ -12,7 +11,7 @@ from srpo.plan.compare import Comparison
 from srpo.plan.hardware import GIB
 from srpo.plan.layouts import Candidate
 from srpo.plan.reshard import sync
-from srpo.terminal import Terminal
+from srpo.terminal import new_table, wide
 
 SHOWN = 10
 """Layouts in the table."""
@@ -20,7 +19,7 @@ SHOWN = 10
 
 def show(plan: Plan, command: str) -> None:
     """Print it: whether the configuration fits comes first. `command` trains what was planned."""
-    console = Terminal(width=max(120, Console().width))
+    console = wide()
     if plan.verdict:
         console.print(f"{plan.title} {plan.verdict}", style="bold red", highlight=False)
     else:
@@ -54,10 +53,8 @@ def show(plan: Plan, command: str) -> None:
 
 
 def _memory(own: Candidate) -> Table:
-    table = Table(title="Memory of one GPU, GiB", min_width=44)
-    table.add_column("")
-    for phase in own.phases:
-        table.add_column(f"{phase.name}\n({phase.moment})", justify="right")
+    heads = (f"{phase.name}\n({phase.moment})" for phase in own.phases)
+    table = new_table("Memory of one GPU, GiB", "", *heads, text=("",), min_width=44)
     terms = list(dict.fromkeys(term for phase in own.phases for term in phase.terms))
     for term in terms:
         table.add_row(term, *(f"{p.terms[term] / GIB:.2f}" if term in p.terms else "" for p in own.phases),
@@ -69,10 +66,7 @@ def _memory(own: Candidate) -> Table:
 
 def _times(own: Candidate) -> Table:
     times = own.times
-    table = Table(title="A step, predicted", min_width=44)
-    table.add_column("phase")
-    table.add_column("seconds", justify="right")
-    table.add_column("share", justify="right")
+    table = new_table("A step, predicted", "phase", "seconds", "share", text=("phase",), min_width=44)
     for name, seconds in times.phases.items():
         if seconds:
             table.add_row(name, f"{seconds:.2f}", f"{seconds / times.total:.1%}")
@@ -91,11 +85,13 @@ def _sync(own: Candidate) -> str:
 
 def _layouts(plan: Plan) -> Table:
     shown = plan.layouts[:SHOWN]
-    table = Table(title=f"Layouts that fit, the fastest first ({len(shown)} of {len(plan.layouts)}), with as much KV "
-                        "cache as there is room for", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("train\nTP x PP", "vLLM\nTP", "recompute", "off-\nload", "micro-batch\ntokens", "KV\nGiB", "left\nGiB",
-                 "generate\ns", "update\ns", "sync\ns", "step\ns", "tokens\n/s/GPU", "update\nMFU"):
-        table.add_column(name, justify="left" if name == "recompute" else "right", no_wrap=True)
+    table = new_table(
+        f"Layouts that fit, the fastest first ({len(shown)} of {len(plan.layouts)}), with as much KV cache as there is "
+        "room for", "train\nTP x PP", "vLLM\nTP", "recompute", "off-\nload", "micro-batch\ntokens", "KV\nGiB",
+        "left\nGiB", "generate\ns", "update\ns", "sync\ns", "step\ns", "tokens\n/s/GPU", "update\nMFU",
+        text=("recompute",), box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for c in shown:
         config, t = c.job.config, c.times
         table.add_row(
@@ -109,10 +105,8 @@ def _layouts(plan: Plan) -> Table:
 
 def _savings(c: Comparison, oversample: float, of: Candidate) -> Table:
     replicas = of.job.replicas
-    table = Table(title=f"Generation over {replicas} replica{'s' * (replicas > 1)}, replayed")
-    table.add_column("prompts go to replicas")
-    table.add_column("seconds", justify="right")
-    table.add_column("of random", justify="right")
+    table = new_table(f"Generation over {replicas} replica{'s' * (replicas > 1)}, replayed", "prompts go to replicas",
+                      "seconds", "of random", text=("prompts go to replicas",))
     rows = [("at random", c.random), ("longest first, balanced by expected length (as trained)", c.balanced),
             ("the same, had the lengths been known", c.foreseen), ("if all replicas ended together", c.even)]
     if c.over_sampled is not None:
@@ -123,10 +117,9 @@ def _savings(c: Comparison, oversample: float, of: Candidate) -> Table:
 
 
 def _samplers(plan: Plan, c: Comparison) -> Table:
-    table = Table(title="Samplers on the same groups, replayed")
-    for name in ("sampler", "tokens that\nleave after\nthe epoch", "rounds\na step", "groups\na step",
-                 "trained on\nall right or\nall wrong", "generation\na step, s", "for a batch\nof others, s"):
-        table.add_column(name, justify="left" if name == "sampler" else "right")
+    table = new_table("Samplers on the same groups, replayed", "sampler", "tokens that\nleave after\nthe epoch",
+                      "rounds\na step", "groups\na step", "trained on\nall right or\nall wrong",
+                      "generation\na step, s", "for a batch\nof others, s", text=("sampler",))
     for s in c.samplers:
         whose = " and ".join(["configured"] * s.configured + ["the run's"] * s.recorded)
         table.add_row(f"{s.sampler}, {whose}" if whose else s.sampler, f"{s.dropped:.0%}", f"{s.rounds:.1f}",
@@ -141,9 +134,7 @@ def _samplers(plan: Plan, c: Comparison) -> Table:
 
 
 def _assumptions(plan: Plan) -> Table:
-    table = Table(title="Assumptions")
-    for name in ("assumption", "value", "source", ""):
-        table.add_column(name, justify="right" if name == "value" else "left")
+    table = new_table("Assumptions", "assumption", "value", "source", "", text=("assumption", "source", ""))
     for a in plan.assumptions:
         table.add_row(a.name, f"{a.value:,.4g} {a.unit}".strip(), a.source, a.note)
     return table

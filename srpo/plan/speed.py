@@ -206,7 +206,6 @@ def _passes(job: Job, rates: Rates, load: Load) -> Passes:
         return Passes(0.0, 0.0, 0.0, 0)
     shape, b, gpu, ranks = job.shape, job.itemsize, rates.gpu, job.config.parallel.ranks
     layers = shape.layers / job.pipeline
-    width = shape.hidden / (job.tensor if job.config.parallel.sequence else 1)
     products = 2 * shape.matrices * read / ranks / rates.matmul
     attention = 2 * squares * shape.query * shape.layers / ranks
     attention_forward = attention / gpu.attention_forward.value / 1e12
@@ -225,7 +224,7 @@ def _passes(job: Job, rates: Rates, load: Load) -> Passes:
     vocab, passes = shape.vocab / job.tensor, 2 if job.tensor == 1 else 3  # reads and writes
     head = 3 * 2 * shape.hidden * vocab * rows / rates.matmul + passes * vocab * rows * b / rates.bandwidth
     if job.pipeline > 1:
-        between = read * width * b / rates.message(ranks)
+        between = read * job.split_hidden * b / rates.message(ranks)
         forward, backward = forward + between, backward + between
     # 1F1B: the slowest stage's micro-batches, and the others' first one before and last one after them
     bubble = 1 + updates * (job.pipeline - 1) / micro_batches
@@ -262,6 +261,5 @@ def _elementwise(job: Job) -> float:
     """Bytes that the operators of one layer's forward pass between its products and its attention read and write, a
     token: norms and residual sums, bias, rotation (nine passes over query and key), and silu, + 0 and the product."""
     shape, tensor = job.shape, job.tensor
-    width = shape.hidden // (tensor if job.config.parallel.sequence else 1)
     query, kv, ffn = shape.query / tensor, shape.kv / tensor, shape.ffn / tensor
-    return job.itemsize * (10 * width + 2 * shape.bias * (query + 2 * kv) + 9 * (query + kv) + 7 * ffn)
+    return job.itemsize * (10 * job.split_hidden + 2 * shape.bias * (query + 2 * kv) + 9 * (query + kv) + 7 * ffn)

@@ -14,7 +14,7 @@ import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -102,7 +102,7 @@ class Workload:
     """Of batch.prompts x batch.samples responses, or more where the sampler fills them up."""
     outcomes: dict[Outcome, tuple[int, int]]
     """Groups and tokens of an epoch by outcome."""
-    recorded: Recorded | None = field(default=None)
+    recorded: Recorded | None = None
 
     @cached_property
     def generated(self) -> Load:
