@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None, steps: Sequence[Step] = tuple(STEPS
         parser.error(f"--only {unknown[0]}: no such step; there are {', '.join(names)}")
     found = probe()
     if not found["gpus"]:
-        print("benchmarks.gpu_check: torch finds no NVIDIA GPU here (torch.cuda.device_count() is 0), so nothing was "
-              "run", file=sys.stderr)
+        print(f"benchmarks.gpu_check: {sys.executable} finds no NVIDIA GPU here, so nothing was run: {found['why']}",
+              file=sys.stderr)
         return 2
     out = (options.out or ROOT / "benchmarks" / "results" / folder_name(found["device"])).resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -78,19 +78,19 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
             continue
         before = results.get(step.name)
         if not only and before and before["status"] in ENDED and before["commit"] == found["commit"]:
-            print(f"{step.name:24}{before['status']} before", flush=True)
+            print(f"{step.name:26}{before['status']} before", flush=True)
             continue
         passed = {name for name, result in results.items() if result["status"] == "passed"}
         lacking = [reason for need in step.needs if (reason := Host(found, passed).lacks(need))]
         if lacking:
             result: dict[str, Any] = {"status": "not run", "says": "; ".join(lacking)}
         else:
-            print(f"{step.name:24}", end="", flush=True)
+            print(f"{step.name:26}", end="", flush=True)
             with Sampler(found.get("uuid", ""), library) as sampler:
                 result = run(step, out)
             result["gpu"] = sampler.figures
         results[step.name] = result | {"commit": found["commit"]}
-        print(f"{step.name if lacking else '':{24 if lacking else 0}}{result['status']:10}{result['says']}", flush=True)
+        print(f"{f'{step.name:26}' if lacking else ''}{result['status']:12}{result['says']}", flush=True)
         results = {each.name: results[each.name] for each in steps if each.name in results}
         document = {"environment": found | {"nvml": unread or "read"}, "steps": results}
         write_text(file, json.dumps(document, indent=1) + "\n")

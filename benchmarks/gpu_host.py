@@ -70,8 +70,16 @@ def tool(name: str) -> str | None:
 
 
 def probe() -> dict[str, Any]:
-    """Device, driver, versions, commit. In a process of its own: a CUDA context would hold memory during all steps."""
-    found = json.loads(_output([sys.executable, "-c", PROBE]) or '{"cuda": null, "gpus": 0}')
+    """Device, driver, versions, commit. In a process of its own: a CUDA context would hold memory during all steps.
+
+    Without a GPU "why" is what torch, or its import, said about that.
+    """
+    looked = subprocess.run([sys.executable, "-c", PROBE], text=True, capture_output=True)
+    found = json.loads(looked.stdout) if looked.returncode == 0 else {"cuda": None, "gpus": 0}
+    if not found["gpus"]:
+        said = looked.stderr.strip().splitlines()
+        found["why"] = said[-1] if looked.returncode and said else (
+            "torch is a CPU build" if found["cuda"] is None else "torch.cuda.device_count() is 0, see nvidia-smi")
     found["driver"] = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).split("\n")[0]
     found["python"] = sys.version.split()[0]
     found["commit"] = commit()

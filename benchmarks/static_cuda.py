@@ -5,8 +5,8 @@ inside it that are rarely taken, as the target's in the gradient).
     python -m benchmarks.static_cuda [--out FILE] [--tile THREADS,UNROLL,BLOCKS]
 
 compiles csrc/cuda for sm_90a, prints a table and writes it as JSON; also says whether it compiles for sm_80 and sm_100,
-and the host side. Instructions are counted only where there is a cuobjdump: CUDA's
-or Triton's. Exits 2 without nvcc, 1 where something does not compile.
+and the host side. Instructions are counted only where there is a cuobjdump: CUDA's or Triton's. Exits 2 without nvcc, 1
+where something does not compile.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import argparse
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.gpu_host import CUDA, tool
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ELEMENT_BYTES = {"f": 4, "NS0_8BFloat16E": 2, "NS0_4HalfE": 2}
@@ -90,7 +91,7 @@ def main_loop(sass: str) -> list[str] | None:
 
 
 def disassembler() -> str | None:
-    found = shutil.which("cuobjdump")
+    found = tool("cuobjdump")
     triton = importlib.util.find_spec("triton")
     if found is None and triton and triton.origin:
         bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -106,8 +107,9 @@ def analyse(nvcc: str, arch: str, folder: Path, *flags: str) -> list[Kernel]:
     virtual = f"-arch=compute_{arch.replace('.', '')}"
     compile_source(nvcc, source, ptx, virtual, "-ptx", *flags)
     assembly = by_kernel(ptx.read_text(), r"\.entry ")
-    tool = disassembler()
-    dump = subprocess.run([tool, "-sass", cubin], check=True, capture_output=True, text=True).stdout if tool else ""
+    cuobjdump = disassembler()
+    dump = "" if cuobjdump is None else subprocess.run(
+        [cuobjdump, "-sass", cubin], check=True, capture_output=True, text=True).stdout
     machine = by_kernel(dump, "Function : ")
 
     def number(pattern: str, text: str) -> int:
@@ -166,9 +168,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     parser.add_argument("--tile", metavar="THREADS,UNROLL,BLOCKS", help="instead of csrc/cuda/shape.h's")
     options = parser.parse_args()
-    nvcc = shutil.which("nvcc")
+    nvcc = tool("nvcc")
     if nvcc is None:
-        print("no nvcc on PATH: install the CUDA toolkit to compile the kernels", file=sys.stderr)
+        print(f"no nvcc on the PATH nor in {CUDA}: install the CUDA toolkit to compile the kernels", file=sys.stderr)
         return 2
     version = re.search(r"V([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
     try:

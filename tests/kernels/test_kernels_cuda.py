@@ -7,7 +7,6 @@ import ctypes
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from srpo_kernels import statistics as oracle
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
+from benchmarks.gpu_host import tool
 from benchmarks.static_cuda import with_tile
 
 ROOT = Path(__file__).parents[2]
@@ -317,7 +317,7 @@ def test_other_tiles_are_right(tile: str, tmp_path: Path) -> None:
         torch.testing.assert_close(got.double(), want, rtol=ROUNDING[dtype], atol=1e-7)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+@pytest.mark.skipif(tool("nvcc") is None, reason="no nvcc")
 def test_compiles_for_hopper_without_spills(tmp_path: Path) -> None:
     """For sm_80 and sm_100 too, and so does the host side."""
     out = tmp_path / "report.json"
@@ -335,10 +335,10 @@ def test_compiles_for_hopper_without_spills(tmp_path: Path) -> None:
             assert kernel["stores"].get("128", 0) >= 4, kernel
 
 
-def test_static_report_without_nvcc() -> None:
+def test_static_report_without_nvcc(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-m", "benchmarks.static_cuda"], cwd=ROOT, capture_output=True, text=True,
-                            env={**os.environ, "PATH": str(Path(sys.executable).parent)})
-    assert result.returncode == 2 and "no nvcc on PATH" in result.stderr
+                            env={**os.environ, "PATH": str(Path(sys.executable).parent), "CUDA_HOME": str(tmp_path)})
+    assert result.returncode == 2 and f"no nvcc on the PATH nor in {tmp_path}/bin" in result.stderr
 
 
 SETUP = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from srpo_kernels import tiles
 
 from benchmarks import bench_tiles, compare, cuda_tile, gpu_report
+from benchmarks.gpu_host import tool
 from benchmarks.gpu_steps import STEPS
 from benchmarks.tile_fields import CUDA, FIELDS
 
@@ -105,7 +105,7 @@ def test_registers_are_those_of_the_kernel_that_was_launched() -> None:
     assert result == "result" and compiled.n_regs == 40 and "run" not in vars(kernel)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
+@pytest.mark.skipif(tool("nvcc") is None, reason="no nvcc")
 def test_the_cuda_kernels_are_built_with_another_tile() -> None:
     library = cuda_tile.build(cuda_tile.CudaTile(128, 8, 6, ""), "9.0")
     assert library.spills == 0 and 64 < library.registers <= 80

@@ -151,10 +151,22 @@ sys.exit(gpu_check.main(["--out", {str(tmp_path)!r}], [first, second]))
 
 
 def test_without_a_gpu(found: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture):
-    found["gpus"] = 0
+    found |= {"gpus": 0, "why": "torch is a CPU build"}
     assert gpu_check.main(["--out", str(tmp_path / "new")], [Step("any", "true")]) == 2
-    assert "torch finds no NVIDIA GPU here" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("no NVIDIA GPU here, so nothing was run: torch is a CPU build\n")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("torch, why", [
+    ("raise ImportError('no libcudart')", "ImportError: no libcudart"),
+    ("class version: cuda = None\nclass cuda: device_count = is_available = int", "torch is a CPU build"),
+    ("class version: cuda = '13.0'\nclass cuda: device_count = is_available = int",
+     "torch.cuda.device_count() is 0, see nvidia-smi")])
+def test_why_there_is_no_gpu(torch: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "torch.py").write_text(torch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = gpu_host.probe()
+    assert (found["gpus"], found["why"]) == (0, why)
 
 
 def test_an_unknown_step_is_named(found: dict[str, Any], capsys: pytest.CaptureFixture):
