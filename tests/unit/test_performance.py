@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from math import sqrt
 from pathlib import Path
 
 import pytest
 
 from benchmarks import bench_linear, bench_logprob, bench_policy_loss, gpu_report
-from benchmarks.inputs import Case
+from benchmarks.inputs import DTYPES, Case
+from benchmarks.static_triton import H100
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "performance.md").read_text()
@@ -37,6 +39,23 @@ def test_predictions(cells: list[str]):
     target = gpu_report.target({"case": label, "dtype": dtype, "rows": case.rows})
     assert limit == ("" if target is None else f"{target:g}")
     assert measured == "not measured: no GPU yet" or re.match(r"\d", measured)
+
+
+def test_the_second_sweep():
+    """By the formulas under the table, of rows that the tiles let be live."""
+    rows = {cells[0]: cells[1:] for cells in table("the cache of 50 MiB")}
+    head = DOCUMENT[DOCUMENT.index("| the cache of 50 MiB |"):].splitlines()[0]
+    cases = [cell.split() for cell in head.strip("| ").split(" | ")[1:]]
+    assert len(cases) == 4
+    for column, (dtype, vocabulary) in enumerate(cases):
+        row = int(vocabulary) * DTYPES[dtype].itemsize
+        live = H100.loss_tile(row).programs * H100.processors * row
+        c = H100.l2_bytes / live
+        found = (c, c / 1.5, 3 - sqrt(9 - 2 * c), (4 - sqrt(16 - 3 * c)) / 1.5, 0)
+        want = [f"{live / 2**20:.1f}", *(f"{1.5 - min(1, x) / 2:.2f}" for x in found)]
+        assert [cells[column] for cells in rows.values()] == want
+    c = H100.l2_bytes / (132 * 152064 * 2)
+    assert f"({1.5 - (2 - sqrt(4 - 2 * c)) / 2:.2f} in place of 1.26)" in DOCUMENT
 
 
 def test_compiler_facts():
