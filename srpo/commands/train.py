@@ -24,11 +24,16 @@ def run(args: Namespace) -> int:
         raise UserError(error)
     from srpo import config
     from srpo.check import check, check_data
+    from srpo.plan.job import Job
+    from srpo.plan.shape import Shape
 
     start_log()
     settings = config.load(args.config, args.overrides)
-    check(settings, int(os.environ.get("WORLD_SIZE", "1")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    check(settings, world_size)
     check_data(settings)
+    if cramped := Job(settings, Shape.of(settings), world_size).cramped:
+        raise UserError(cramped)
 
     from srpo.train import train
 

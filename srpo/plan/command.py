@@ -100,12 +100,7 @@ def misfit(candidate: Candidate) -> str:
     if candidate.spare < 0:
         return (f"does not fit: {worst.name} needs {worst.total / GIB:.1f} GiB of {candidate.gpu.memory.value:.1f}, "
                 f"{-candidate.spare / GIB:.1f} too much (the moment: {worst.moment}, pipeline stage {worst.stage})")
-    cache = job.config.rollout.kv_cache_gib
-    holds = cache * GIB / job.kv_bytes_per_token
-    if holds < job.longest + 1:
-        return (f"does not fit: rollout.kv_cache_gib = {cache:g} holds {holds:,.0f} tokens, and the longest sequence "
-                f"has {job.longest + 1:,}")
-    return ""
+    return f"does not fit: {job.cramped}" if job.cramped else ""
 
 
 def _advice(job: Job) -> str:

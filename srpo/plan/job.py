@@ -104,6 +104,16 @@ class Job:
         heads = max(1.0, self.shape.kv_heads / self.config.rollout_tensor)
         return 2 * heads * self.shape.head_dim * self.itemsize * self.shape.layers / self.config.rollout.pipeline
 
+    @property
+    def cramped(self) -> str:
+        """Why the KV cache is too small to begin with, or "". vLLM refuses one that does not hold a single sequence."""
+        cache, tokens = self.config.rollout.kv_cache_gib, self.longest + 1
+        holds = cache * 2**30 / self.kv_bytes_per_token
+        if holds >= tokens:
+            return ""
+        return (f"rollout.kv_cache_gib = {cache:g}: holds {holds:,.0f} tokens, and the longest sequence has {tokens:,} "
+                f"(data.max_prompt_tokens + rollout.max_response_tokens), which take {cache * tokens / holds:.2g}")
+
 
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple

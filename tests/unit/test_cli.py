@@ -12,7 +12,8 @@ import pytest
 from srpo import __main__, cli
 from srpo.errors import UserError
 
-HF = {"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8}
+HF = {"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8,
+      "hidden_size": 4, "vocab_size": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,15 @@ def test_missing_data_are_named_before_torch_loads(config, capsys, override, key
     assert heavy_modules_after("train", config, override) == "pydantic"
     assert cli.command(["train", config, override]) == 2
     assert f"error: {key} = 'none.jsonl': no such data file" in capsys.readouterr().err
+
+
+def test_a_cache_too_small_for_a_response_is_told_before_torch_loads(config, capsys):
+    """2 x 2 heads x 2 wide x 2 bytes x 2 layers: 32 bytes a token, of a prompt of 1,024 and a response of 64."""
+    assert heavy_modules_after("train", config, "rollout.kv_cache_gib=3e-5") == "pydantic"
+    assert cli.command(["train", config, "rollout.kv_cache_gib=3e-5"]) == 2
+    assert capsys.readouterr().err == (
+        "srpo: error: rollout.kv_cache_gib = 3e-05: holds 1,007 tokens, and the longest sequence has 1,088 "
+        "(data.max_prompt_tokens + rollout.max_response_tokens), which take 3.2e-05\n")
 
 
 def test_train_gets_the_checked_configuration(config, fake):

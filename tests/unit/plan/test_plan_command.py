@@ -111,7 +111,7 @@ def test_vllm_pipelines_are_planned_for_on_a_machine_without_gpus(capsys):
 
 def test_a_cache_too_small_for_one_sequence(capsys):
     code, out, _ = plan(capsys, SEVEN, "rollout.kv_cache_gib=0.1", "--gpus", 8)
-    assert code == 1 and "rollout.kv_cache_gib = 0.1 holds 3,745 tokens" in " ".join(out.split())
+    assert code == 1 and "does not fit: rollout.kv_cache_gib = 0.1: holds 3,745 tokens" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
