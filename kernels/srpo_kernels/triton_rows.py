@@ -5,10 +5,10 @@ The grid is one-dimensional and persistent: program p takes rows p, p + programs
 reductions over K and VEC stay in its registers. A lane keeps its own running maximum and rescales its sums once a tile,
 so a tile costs no barrier and an element about ten instructions; lanes are merged once, at the row's end.
 
-The policy loss sweeps a row twice, for its statistics and for its gradient. The launcher lets few enough rows be live for
-the second sweep to find them in the L2 cache (docs/performance.md says when it should). That sweep runs backwards: of a
-cache too small for the rows, be it L2 or the multiprocessor's own, it meets the part that was read last, where forwards
-it would meet nothing.
+The policy loss sweeps a row twice, for its statistics and for its gradient. The launcher lets few enough rows be live
+for the second sweep to find them in the L2 cache (docs/performance.md says when it should). That sweep runs backwards:
+of a cache too small for the rows, be it L2 or the multiprocessor's own, it meets the part that was read last, where
+forwards it would meet nothing.
 
 Exponents are formed as (x - maximum) * log2(e) / T, the difference first: it is exact under a large common offset.
 """
