@@ -7,6 +7,7 @@ launch. Numbers are merged over ranks by their maximum.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -56,12 +57,14 @@ def run(out: Path, cases: list[tuple[str, str]]) -> None:
 
     torch.set_num_threads(1)
     regroup()
+    measures = {module: importlib.import_module(module).measure for module, _ in cases}
+    gc.freeze()  # Megatron collects garbage at every save, and looks through all that was imported
     for module, name in cases:
         directory = out.parent / module
         directory.mkdir(exist_ok=True)
         os.chdir(directory)
         try:
-            mine = importlib.import_module(module).measure(name)
+            mine = measures[module](name)
         except BaseException:
             with open(out, "a") as file:
                 file.write(json.dumps([module, name, {"error": traceback.format_exc()}]) + "\n")

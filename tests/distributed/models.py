@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,27 @@ def config(path: Path, **sections: Any) -> Config:
     return Config.model_validate(base | sections)
 
 
+_kept: dict[tuple[int, int], dict[str, Any]] = {}
+
+
 def regroup(tensor: int = 1, pipeline: int = 1) -> None:
-    """Join the process groups of a layout, unless an earlier case left them."""
-    sizes = (mpu.get_tensor_model_parallel_world_size, mpu.get_pipeline_model_parallel_world_size)
-    if not mpu.is_initialized() or tuple(size() for size in sizes) != (tensor, pipeline):
-        ungroup()
+    """Join the process groups of a layout. Those that earlier cases made stay: to make them takes longer than a case.
+    Megatron keeps them in its module's variables."""
+    if mpu.is_initialized():
+        sizes = mpu.get_tensor_model_parallel_world_size(), mpu.get_pipeline_model_parallel_world_size()
+        _kept[sizes] = {n: v for n, v in vars(mpu).items() if re.match("_[A-Za-z]", n) and not callable(v)}
+        if sizes == (tensor, pipeline):
+            return
+    mpu.destroy_model_parallel()  # which sets those variables to None
+    if (tensor, pipeline) in _kept:
+        vars(mpu).update(_kept[tensor, pipeline])
+    else:
         init_distributed(tensor, pipeline)
 
 
 def ungroup() -> None:
-    """End all groups of a layout: each keeps a polling thread."""
+    """End the groups of all layouts."""
+    _kept.clear()
     mpu.destroy_model_parallel()
     gc.collect()
     if dist.is_initialized():

@@ -16,7 +16,7 @@ from srpo.batch import MicroBatch, Sample, normalizer, pack
 from srpo.megatron.step import Trainer
 
 LR = 1e-3
-VARIANTS = ["llama-tied", "qwen2", "qwen3"]  # for options of a layout that every model has been through
+VARIANTS = ["llama-tied", "qwen2", "qwen3"]  # for options and products of layouts that every model has been through
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
     1: {
         "tp1": {},
@@ -36,8 +36,9 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "dp2-overlap": {"overlap": True, "models": VARIANTS},
     },
     4: {
-        "tp2-pp2": {"tensor": 2, "pipeline": 2},
-        "tp2-pp2-sequence": {"tensor": 2, "pipeline": 2, "sequence": True, "recompute": "selective"},
+        "tp2-pp2": {"tensor": 2, "pipeline": 2, "models": VARIANTS},
+        "tp2-pp2-sequence": {"tensor": 2, "pipeline": 2, "sequence": True, "recompute": "selective",
+                             "models": VARIANTS},
         "tp4-sequence": {"tensor": 4, "sequence": True, "models": VARIANTS},
         "tp2-dp2-sequence": {"tensor": 2, "sequence": True, "models": VARIANTS},
         "pp2-dp2-overlap": {"pipeline": 2, "overlap": True, "models": VARIANTS},

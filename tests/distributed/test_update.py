@@ -17,8 +17,9 @@ from models import build, make_samples, saved_model
 
 from srpo.batch import Sample
 from srpo.data.schema import Problem
+from srpo.errors import UserError
 from srpo.statistics import Update
-from srpo.train import Run
+from srpo.train import Run, _check_samples
 
 COUNT, GROUP = 16, 4
 LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "tp2": {"tensor": 2}, "pp2": {"pipeline": 2},
@@ -115,3 +116,9 @@ def test_responses_without_advantage_only_pass_forward(measured: dict[str, float
     assert max(v for k, v in measured.items() if k.startswith("far")) < 2e-5
     assert (measured["watched"] > 0) == (loss not in ("kl", "entropy"))
     assert measured["worst"] == 5
+
+
+def test_begun_groups_of_another_size_are_refused() -> None:
+    _check_samples({"samples": 4}, 4)
+    with pytest.raises(UserError, match="batch.samples = 2: the checkpoint holds groups of 4 that were begun"):
+        _check_samples({"samples": 4}, 2)
