@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from srpo.config import Style
 from srpo.data.schema import Problem
 from srpo.evaluation.data import DataSet
 from srpo.evaluation.settings import Settings
@@ -21,6 +22,7 @@ from srpo.files import write_table
 from srpo.rewards import Graded, Graders, Response
 from srpo.rewards import code as code_reward
 from srpo.rewards import math as math_reward
+from srpo.rewards.extract import as_graded
 
 if TYPE_CHECKING:
     from srpo.rollout.standalone import Completion, StandaloneEngine
@@ -93,10 +95,8 @@ def _rows(chunk: Chunk, responses: dict[tuple[str, int], Completion], graded: di
     return rows
 
 
-def extracted(problem: Problem, response: str, style: str) -> str | None:
+def extracted(problem: Problem, response: str, style: Style) -> str | None:
     """What the grader looks at (srpo/rewards/worker.py); None also where it is a user's function, and knows itself."""
     if problem.domain == "other":
         return None
-    if style == "think_answer" and "<think>" not in response:
-        response = "<think>" + response                       # the prompt ended with it
-    return (math_reward if problem.domain == "math" else code_reward).extract(response)
+    return (math_reward if problem.domain == "math" else code_reward).extract(as_graded(response, style))

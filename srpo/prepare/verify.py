@@ -6,7 +6,6 @@ srpo.rewards.pool compares answers: computer algebra has no deadline of its own.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -17,7 +16,7 @@ from srpo.prepare.readers import final
 from srpo.prepare.rows import Row
 from srpo.rewards import math
 from srpo.rewards.pool import Lost, Pool
-from srpo.rewards.wire import receive
+from srpo.rewards.wire import serve
 from srpo.rewards.worker import MATH_MEMORY, bounded_memory
 from srpo.sandbox import Limits, judge_many
 from srpo.sandbox.confine import die_with_parent
@@ -85,25 +84,17 @@ def _idle(row: Row) -> str:
 
 def main() -> None:
     die_with_parent()
-    channel = Connection(int(sys.argv[1]))
-    channel.send_bytes(b'{"ready": true}')
-    while True:
-        try:
-            request = receive(channel, int(sys.argv[2]))
-        except EOFError:
-            return
-        with bounded_memory(MATH_MEMORY):
-            reply = answer(request)
-        channel.send_bytes(json.dumps(reply).encode())
+    serve(Connection(int(sys.argv[1])), int(sys.argv[2]), answer)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    if "pair" not in request:
-        return {"fault": answer_fault(request["answer"], request["solution"])}
-    try:
-        return {"equal": math.equal(*request["pair"])}
-    except UserError:
-        return {"equal": False}
+    with bounded_memory(MATH_MEMORY):
+        if "pair" not in request:
+            return {"fault": answer_fault(request["answer"], request["solution"])}
+        try:
+            return {"equal": math.equal(*request["pair"])}
+        except UserError:
+            return {"equal": False}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from srpo.config import Style
+
 MAX_ANSWER = 300
 """Characters; a longer final answer is no answer."""
 
@@ -20,6 +22,11 @@ class Grade:
     correct: float
     extracted: str | None
     reason: str
+
+
+def as_graded(response: str, style: Style) -> str:
+    """With the <think> that the prompt of style think_answer ended with."""
+    return "<think>" + response if style == "think_answer" and "<think>" not in response else response
 
 
 def conclusion(response: str) -> str:

@@ -66,7 +66,6 @@ _HOSTILE = re.compile(r"\d{60,}"
 _EXPONENTS = re.compile(r"(\S)\s*\^\s*\{?\s*-?(\d+)")
 _COMBINATORIAL = re.compile(r"!|\\[dt]?binom|\\choose")
 
-
 TIMEOUT = 10.0
 """Seconds that `grade` may take."""
 MAX_VALUE = 100

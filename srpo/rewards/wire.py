@@ -1,5 +1,5 @@
-"""How requests reach worker processes: what they hold lies in a file in memory that the workers inherit, and only where
-it lies goes through a worker's channel.
+"""How requests reach worker processes, and answers come back: what a request holds lies in a file in memory that the
+workers inherit, and only where it lies goes through a worker's channel.
 
 So a problem's tests, megabytes of them, are written once and not with each of its responses, what waits for a worker is
 small, and sending waits for nobody: a few bytes always fit the socket's buffer.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -41,10 +43,24 @@ class Store:
         self._file.close()
 
 
-def receive(channel: Connection, store: int) -> dict[str, Any]:
-    """The next request, in a worker. Raises EOFError when the pool has closed."""
-    places = json.loads(channel.recv_bytes())
-    return {name: json.loads(_read(store, *place)) for name, place in places.items()}
+def serve(channel: Connection, store: int, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """In a worker: answer requests until the pool closes."""
+    send(channel, {"ready": True})
+    while True:
+        try:
+            places = json.loads(channel.recv_bytes())
+            request = {name: json.loads(_read(store, *place)) for name, place in places.items()}
+        except (EOFError, ConnectionResetError):  # the latter where the pool had not read all
+            return
+        send(channel, answer(request))
+
+
+def send(channel: Connection, message: dict[str, Any]) -> None:
+    """In a worker. Raises SystemExit where the pool was closed meanwhile: another worker's error has ended it."""
+    try:
+        channel.send_bytes(json.dumps(message).encode())
+    except BrokenPipeError:
+        sys.exit()
 
 
 def _read(store: int, offset: int, size: int) -> bytes:

@@ -26,11 +26,11 @@ from srpo.errors import UserError
 from srpo.rewards import code as code_reward
 from srpo.rewards import math as math_reward
 from srpo.rewards.compose import judge
-from srpo.rewards.extract import Grade
+from srpo.rewards.extract import Grade, as_graded
 from srpo.rewards.format import well_formed
 from srpo.rewards.language import mixing
 from srpo.rewards.length import overlong
-from srpo.rewards.wire import receive
+from srpo.rewards.wire import send, serve
 from srpo.sandbox import Limits, Refused, allow_unsafe
 from srpo.sandbox.confine import die_with_parent
 
@@ -59,25 +59,24 @@ def main() -> None:
     except UserError as e:
         send(channel, {"error": str(e)})
         return
-    send(channel, {"ready": True})
-    while True:
-        try:
-            request = receive(channel, int(sys.argv[2]))
-        except (EOFError, ConnectionResetError):  # the latter where the pool had not read all
-            return
-        problem = Problem(**request["problem"])
-        call = partial(call_custom, functions, channel, problem, request["text"])
-        try:
-            answer = parts(reward, problem, request["text"], call)
-            if reward.overlong:
-                limit = settings["max_response_tokens"]
-                answer["parts"]["overlong"] = -overlong(request["tokens"], limit, reward.overlong)
-            add_bonuses(reward, answer, call)
-        except Refused as e:
-            answer = {"error": str(e)}
-        except UserError as e:
-            answer = {"data": str(e)}
-        send(channel, answer)
+    serve(channel, int(sys.argv[2]), partial(answer, reward, settings["max_response_tokens"], functions, channel))
+
+
+def answer(reward: Reward, max_response_tokens: int, functions: Custom, channel: Connection,
+           request: dict[str, Any]) -> dict[str, Any]:
+    """What the pool is told of a response; `data`: what is wrong with its problem, `error`: with this host."""
+    problem = Problem(**request["problem"])
+    call = partial(call_custom, functions, channel, problem, request["text"])
+    try:
+        graded = parts(reward, problem, request["text"], call)
+        if reward.overlong:
+            graded["parts"]["overlong"] = -overlong(request["tokens"], max_response_tokens, reward.overlong)
+        add_bonuses(reward, graded, call)
+    except Refused as e:
+        return {"error": str(e)}
+    except UserError as e:
+        return {"data": str(e)}
+    return graded
 
 
 def load_functions(reward: Reward) -> Custom:
@@ -102,8 +101,7 @@ def load_functions(reward: Reward) -> Custom:
 def parts(reward: Reward, problem: Problem, text: str, call: Callable[[CustomReward], float]) -> dict[str, Any]:
     """Correctness and the built-in terms, weighted. Raises UserError for an unusable reference answer or test."""
     assert reward.style, "config.answer_style gives it"
-    if reward.style == "think_answer" and "<think>" not in text:
-        text = "<think>" + text                               # the prompt ended with it
+    text = as_graded(text, reward.style)
     try:
         if problem.domain == "other":
             custom = judge(reward.custom)
@@ -175,14 +173,6 @@ def bounded_memory(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def send(channel: Connection, message: dict[str, Any]) -> None:
-    """Raises SystemExit where the pool was closed meanwhile: another worker's error has ended it."""
-    try:
-        channel.send_bytes(json.dumps(message).encode())
-    except BrokenPipeError:
-        sys.exit()
 
 
 if __name__ == "__main__":

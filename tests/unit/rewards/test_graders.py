@@ -298,7 +298,8 @@ def test_a_function_that_cannot_be_had_is_named_at_the_start(graders, function, 
 @pytest.mark.parametrize("function", ["no_such_module:f", "custom_rewards:length"])
 def test_a_grader_says_nothing_when_another_ones_error_has_closed_the_pool(function):
     ours, theirs = socket.socketpair()
-    settings = json.dumps({"reward": Reward(custom=[CustomReward(function=function)]).model_dump()})
+    settings = json.dumps({"reward": Reward(custom=[CustomReward(function=function)]).model_dump(),
+                           "max_response_tokens": 1})
     with theirs, ours, open(os.devnull) as store:
         worker = subprocess.Popen([sys.executable, "-m", "srpo.rewards.worker", str(theirs.fileno()),
                                    str(store.fileno()), settings], pass_fds=[theirs.fileno(), store.fileno()],
