@@ -6,8 +6,3 @@ has the definitions and how well they do on labelled responses.
 
 The paper counts recheck, hesitation and exploration, and publishes neither lists nor definitions: these are ours.
 """
-
-from srpo.analysis.frequency import Frequency, analyse, frequencies, pooled, wilson
-from srpo.analysis.patterns import Patterns
-
-__all__ = ["Frequency", "Patterns", "analyse", "frequencies", "pooled", "wilson"]

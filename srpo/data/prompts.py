@@ -22,7 +22,6 @@ SRPO_TEMPLATE = (
 )
 """The R1-Zero conversation, primed with <think>; SRPO's own is known at third hand only."""
 
-
 CHUNK = 1000
 """Prompts that are tokenized at a time: what the tokenizer says of each token beside its id takes a hundred bytes."""
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from srpo import samples
-from srpo.analysis import Frequency, Patterns, analyse, frequencies, frequency, pooled, wilson
+from srpo.analysis import frequency
+from srpo.analysis.frequency import Frequency, analyse, frequencies, pooled, wilson
+from srpo.analysis.patterns import Patterns
 from srpo.cli import command
 from srpo.errors import UserError
 from srpo.samples import StoredResponse
