@@ -1,8 +1,10 @@
-"""An update with responses that teach nothing: the same gradients and metrics as if all had taken part."""
+"""An update, all of it: the weights that the formulas give, written out for transformers; and with responses that teach
+nothing the same gradients and metrics as if all had taken part."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -13,11 +15,13 @@ import torch
 import torch.distributed as dist
 from harness import Case
 from megatron.core import parallel_state as mpu
-from models import build, make_samples, saved_model
+from models import build, full_tensors, make_model, make_samples, saved_model
+from transformers import PreTrainedModel
 
 from srpo.batch import Sample
 from srpo.data.schema import Problem
 from srpo.errors import UserError
+from srpo.megatron.step import Trainer
 from srpo.statistics import Update
 from srpo.train import Run, _check_samples
 
@@ -35,6 +39,17 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
+AGGREGATES = ("token", "sequence", "constant")
+TEMPERATURE, LONGEST = 0.7, 64
+FORMULAS: dict[str, tuple[int, dict[str, Any]]] = {
+    "on-policy": (1, {"tis_cap": 1.3, "kl": "k2", "kl_coef": 0.1}),
+    "clipped": (2, {"tis_cap": 1.3, "kl": "k3", "kl_coef": 0.1, "entropy_coef": 0.05, "dual_clip": 1.5,
+                    "clip_low": 0.01, "clip_high": 0.02}),
+    "reinforce": (2, {"tis_cap": 1.3, "old_logprobs": "rollout"}),
+}
+"""Updates of a step, and algorithm."""
+
+
 class Telling(float):
     """An advantage that takes part whatever it is."""
 
@@ -43,8 +58,69 @@ class Telling(float):
 
 
 def measure(name: str) -> dict[str, float]:
+    layout, loss, *aggregate = name.split("/")
+    return against_formulas(layout, loss, aggregate[0]) if aggregate else against_skipping(layout, loss)
+
+
+def against_formulas(layout: str, loss: str, aggregate: str) -> dict[str, float]:
+    """How far the weights of an update, and its last gradient's norm, are from the reference's."""
+    path, (updates, algorithm) = saved_model("qwen2-tied"), FORMULAS[loss]
+    samples, advantage = _batch(nothing=False)
+    trainer = build(path, batch={"prompts": COUNT // GROUP, "samples": GROUP, "micro_batch": 2, "updates": updates},
+                    rollout={"canary": 100.0, "temperature": TEMPERATURE, "max_response_tokens": LONGEST},
+                    algorithm={"aggregate": aggregate} | algorithm, optimizer={"lr": 1.0, "eps": 1.0},
+                    **LAYOUTS[layout])
+    _moved(trainer, path)
+    update = Run.update(_run(trainer), 1, _problems(), samples, advantage)
+    trainer.wait_parameters()
+    found = full_tensors(trainer.shards)
+    wanted, norm = expected(samples, advantage, updates, {"aggregate": aggregate} | algorithm)
+    return {"far weights": max(float((found[n] - p).abs().max()) for n, p in wanted.named_parameters()),
+            "far norm": abs(update.grad_norm / norm - 1)}
+
+
+def expected(samples: list[Sample], advantage: list[float], updates: int, algorithm: dict[str, Any]
+             ) -> tuple[PreTrainedModel, float]:
+    """The model after the update, exact next to float32, and the last gradient's norm."""
+    reference, model = make_model("qwen2-tied").double(), make_model("qwen2-tied").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.01)
+        ref, old = ([_logprobs(m, s)[0] for s in samples] for m in (reference, model))
+    adam = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), eps=1.0, weight_decay=0.0)
+    size = COUNT // updates
+    for piece in (range(start, start + size) for start in range(0, COUNT, size)):
+        total = torch.zeros((), dtype=torch.float64)
+        for i in piece:
+            logprobs, entropy = _logprobs(model, samples[i])
+            before = logprobs.detach() if "old_logprobs" in algorithm else old[i]
+            ratio, a = (logprobs - before).exp(), advantage[i]
+            gain = torch.minimum(ratio * a, ratio.clamp(0.99, 1.02) * a)
+            if a < 0:
+                gain = gain.clamp(min=1.5 * a)
+            weight = (before - torch.from_numpy(samples[i].rollout_logprobs)).exp().clamp(max=1.3)
+            x = logprobs - ref[i]
+            kl = {"k2": x.square() / 2, "k3": torch.exp(-x) - 1 + x}.get(algorithm.get("kl", ""), 0 * x)
+            loss = 0.1 * kl - weight * gain - algorithm.get("entropy_coef", 0.0) * entropy
+            tokens = {"token": sum(len(samples[j].tokens) for j in piece), "sequence": size * len(loss),
+                      "constant": size * LONGEST}
+            total = total + loss.sum() / tokens[algorithm["aggregate"]]
+        adam.zero_grad()
+        total.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        adam.step()
+    return model, norm
+
+
+def _logprobs(model: PreTrainedModel, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the response's tokens, and the entropies there."""
+    ids = torch.from_numpy(np.concatenate([sample.prompt_tokens, sample.tokens]))[None]
+    every = (model(ids).logits[0, len(sample.prompt_tokens) - 1 : -1] / TEMPERATURE).log_softmax(-1)
+    return every.gather(1, torch.from_numpy(sample.tokens)[:, None])[:, 0], -(every.exp() * every).sum(-1)
+
+
+def against_skipping(layout: str, loss: str) -> dict[str, float]:
     """How far the weights, metrics and forward passes of an update are from those of one that skips nothing."""
-    layout, loss = name.split("/")
     samples, advantage = _batch(nothing=loss == "none")
     found = [_update(layout, loss, samples, advantage, skip) for skip in (True, False)]
     (update, weights, watched), (expected, wanted, _) = found
@@ -76,20 +152,7 @@ def _update(layout: str, loss: str, samples: list[Sample], advantage: list[float
     batch = {"prompts": COUNT // GROUP, "samples": GROUP, "micro_batch": 4} | sections.pop("batch", {})
     trainer = build(path, batch=batch, rollout={"canary": 100.0}, data={"train": ["unused"], "max_prompt_tokens": 8},
                     optimizer={"lr": 1.0, "eps": 1.0}, **sections, **LAYOUTS[layout])
-    trainer.load_hf(path)
-    if "algorithm" in sections and "kl" in sections["algorithm"]:
-        trainer.snapshot_reference()
-        with torch.no_grad():
-            for p in trainer.model.parameters():
-                p.mul_(1.01)
-        trainer.optimizer.reload_model_params()
-    run: Any = SimpleNamespace(
-        config=trainer.config, trainer=trainer, replica=mpu.get_data_parallel_rank(),
-        replicas=mpu.get_data_parallel_world_size(),
-        reports=trainer.is_last_stage and dist.get_rank() % trainer.config.parallel.tensor == 0)
-    run.pack = lambda *args: Run.pack(run, *args)
-    run.behaviour = lambda *args: Run.behaviour(run, *args)
-    run.lr = lambda *args: Run.lr(run, *args)
+    _moved(trainer, path)
     watched = 0
 
     def forward(micro_batches: list, normalizer: float) -> list:
@@ -99,15 +162,51 @@ def _update(layout: str, loss: str, samples: list[Sample], advantage: list[float
 
     if not skip:
         advantage = [Telling(a) for a in advantage]
-    problems = [Problem(str(i), "math", "?", answer="1") for i in range(COUNT // GROUP)]
     with mock.patch.object(trainer, "forward", forward):
-        update = Run.update(run, 1, problems, samples, advantage)
+        update = Run.update(_run(trainer), 1, _problems(), samples, advantage)
     trainer.wait_parameters()
     return update, [p.detach().clone() for p in trainer.model.parameters()], watched
 
 
+def _moved(trainer: Trainer, path: Path) -> None:
+    """The weights there, times 1.01: the reference policy, if there is one, is another than the policy."""
+    trainer.load_hf(path)
+    if trainer.config.algorithm.kl:
+        trainer.snapshot_reference()
+    with torch.no_grad():
+        for p in trainer.model.parameters():
+            p.mul_(1.01)
+    trainer.optimizer.reload_model_params()
+
+
+def _run(trainer: Trainer) -> Any:
+    """What Run.update needs of a run."""
+    run: Any = SimpleNamespace(
+        config=trainer.config, trainer=trainer, replica=mpu.get_data_parallel_rank(),
+        replicas=mpu.get_data_parallel_world_size(),
+        reports=trainer.is_last_stage and dist.get_rank() % trainer.config.parallel.tensor == 0)
+    run.pack = lambda *args: Run.pack(run, *args)
+    run.behaviour = lambda *args: Run.behaviour(run, *args)
+    run.lr = lambda *args: Run.lr(run, *args)
+    return run
+
+
+def _problems() -> list[Problem]:
+    return [Problem(str(i), "math", "?", answer="1") for i in range(COUNT // GROUP)]
+
+
 CASES = [Case(2, f"{layout}/{loss}") for layout in LAYOUTS for loss in LOSSES
          if layout == "dp2" or loss in ("one", "kl")]
+
+
+WRITTEN_OUT = [Case(2, f"{layout}/{loss}/{aggregate}") for layout in LAYOUTS for loss in FORMULAS
+               for aggregate in AGGREGATES
+               if (layout == "dp2") + (loss == "clipped") + (aggregate == "token") >= 2]
+
+
+@pytest.mark.parametrize("measured", WRITTEN_OUT, indirect=True, ids=str)
+def test_an_update_is_that_of_the_formulas(measured: dict[str, float]):
+    assert measured["far weights"] < 1e-6 and measured["far norm"] < 1e-5
 
 
 @pytest.mark.parametrize("measured", CASES, indirect=True, ids=str)
