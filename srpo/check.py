@@ -62,9 +62,10 @@ def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
                         f"rollout.max_response_tokens = {r.max_response_tokens}")
     limit = hf.get("max_position_embeddings")
     if limit and config.data.max_prompt_tokens + r.max_response_tokens > limit:
+        left = limit - config.data.max_prompt_tokens
         raise UserError(f"rollout.max_response_tokens = {r.max_response_tokens}: with data.max_prompt_tokens = "
                         f"{config.data.max_prompt_tokens} it exceeds the model's {limit} positions; "
-                        f"at most {limit - config.data.max_prompt_tokens}")
+                        + (f"at most {left}" if left > 0 else "lower both"))
     if config.eval.temperature == 0 and config.eval.samples > 1:
         raise UserError(f"eval.samples = {config.eval.samples}: greedy samples (eval.temperature = 0) are all the "
                         "same; set it to 1")

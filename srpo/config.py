@@ -428,7 +428,11 @@ def _explain(error: Any) -> str:
         return f"{key}: unknown key; {hint}"
     if error["type"] == "missing":
         return f"{key}: required, but not set"
+    if error["type"] == "model_type":
+        return f"{key} = {error['input']!r}: is a section; its keys: {', '.join(_fields_at(error['loc']))}"
     message = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "list_type" and isinstance(error["input"], str):
+        message += f"; write [{error['input']}]"
     if error["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         near = difflib.get_close_matches(str(error["input"]), choices, n=1)

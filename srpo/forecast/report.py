@@ -113,4 +113,4 @@ def _share(value: float) -> str:
 
 
 def _cost(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
+    return "∞" if value is None else f"{value:,.0f}"

@@ -131,8 +131,10 @@ def test_bad_yaml(write, text, expected):
     ("stages.0.domains=[maths]", "stages.0.domains.0 = 'maths': input should be 'math', 'code' or 'other'; "
      "did you mean 'math'?"),
     ("stages.0.domains=[]", "stages.0.domains = []: "),
-    ("data.train=a.jsonl", "data.train = 'a.jsonl': input should be a valid list"),
-    ("batch=", "batch = None: input should be a valid dictionary"),
+    ("data.train=a.jsonl", "data.train = 'a.jsonl': input should be a valid list; write [a.jsonl]"),
+    ("batch=", "batch = None: is a section; its keys: prompts, samples, micro_batch"),
+    ("reward.overlong=3", "reward.overlong = 3: is a section; its keys: start, penalty"),
+    ("stages=[math]", "stages.0 = 'math': is a section; its keys: name, domains"),
     ("run=''", "run = '': string should have at least 1 character"),
 ])
 def test_bad_value(tree, write, override, expected):
@@ -194,6 +196,7 @@ def test_configuration_cannot_be_changed_after_loading(tree, write):
     (["algorithm.truncated=shape"], 1, "reward.overlong: required with algorithm.truncated = 'shape'"),
     (["reward.overlong.start=256"], 1, "reward.overlong.start = 256: must be below rollout.max_response_tokens = 256"),
     (["rollout.max_response_tokens=1025"], 1, "exceeds the model's 2048 positions; at most 1024"),
+    (["data.max_prompt_tokens=2048"], 1, "exceeds the model's 2048 positions; lower both"),
     (["reward.custom=[{function: 'a:b', role: correct}, {function: 'a:c', role: correct}]"], 1,
      "reward.custom.1.role = 'correct': reward.custom.0 has it too, and one function decides; set it to bonus"),
     (["reward.custom=[{function: 'a:b', role: correct, weight: 2}]"], 1,
