@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,11 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
+def moved(step: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of weights that rank 0 did not have to copy for vLLM in a step, and that it received."""
+    return step["weights/aliased_bytes"], step["weights/moved_bytes"]
+
+
 def query(run: Path, sql: str) -> list[tuple]:
     """Rows of the ledger of a run that may be going on; none while it has no ledger yet."""
     file = run / "ledger.sqlite"
@@ -167,6 +172,22 @@ def trace(run: Path) -> dict[str, Any]:
     ledger.close()
     responses = {path.name: path.read_bytes() for path in (run / "samples").iterdir()}
     return {"metrics": lines, "ledger": dump, "weights": weights(run / "hf"), "responses": responses}
+
+
+def same(run: Path, undisturbed: Path, but: str = "") -> None:
+    """All bits are those of the other run, but for ledger rows that contain `but`."""
+    ours, theirs = trace(run), trace(undisturbed)
+    if but:
+        ours["ledger"] = [row for row in ours["ledger"] if but not in row]
+    for part in theirs:
+        assert ours[part] == theirs[part], part
+
+
+def ended_with_the_answer(stored: Iterable[dict[str, Any]]) -> None:
+    """Responses that rollout.stop = ["</answer>"] has ended."""
+    ended = [row for row in stored if "</answer>" in row["response"]]
+    assert all(row["response"].index("</answer>") + len("</answer>") == len(row["response"]) for row in ended)
+    assert ended and not any(row["truncated"] for row in ended) and any(row["correct"] for row in ended)
 
 
 def weights(directory: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hosts import Host, Impossible, two_hosts
-from launches import Launch, metrics, survivors, trace
+from launches import Launch, metrics, same, survivors
 from world import World
 
 PORT = 29400
@@ -61,7 +61,7 @@ def test_a_host_is_killed_and_comes_back(base: Path, world: World, hosts: tuple[
     """One rank a host: the base run had both on one."""
     outputs = lose_a_host_and_go_on(world, "host-killed", hosts, ranks=1, cut=False)
     assert re.search(r"resuming \S+ after step \d+", "".join(outputs))
-    assert trace(world.folder / "host-killed") == trace(base)
+    same(world.folder / "host-killed", base)
 
 
 @pytest.mark.slow
@@ -79,4 +79,4 @@ def test_two_hosts_of_two_ranks(world: World, hosts: tuple[Host, Host], cut: boo
                          "down; stacks of all ranks: ", stayed)
         assert re.search(r"error.*: the launch's store at \S+ has not answered for 10 s: either this host \(\S+\) is "
                          "cut off, or that one is gone", lost)
-    assert trace(world.folder / run) == trace(undisturbed)
+    same(world.folder / run, undisturbed)

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from launches import RANK_DIES, Launch, metrics, query, survivors, trace
+from launches import RANK_DIES, Launch, metrics, query, same, survivors
 from world import World
 
 from srpo.control.ledger import Ledger, RolloutRow
@@ -51,9 +51,7 @@ def test_a_killed_run_resumes_bit_for_bit(base: Path, world: World) -> None:
 
     output = world.train("killed").succeed()
     assert f"resuming {run} after step" in output
-    ours, undisturbed = trace(run), trace(base)
-    for part in undisturbed:
-        assert ours[part] == undisturbed[part], part
+    same(run, base)
     assert not list((run / "checkpoints").glob(".*"))
 
 
@@ -113,6 +111,6 @@ def test_ten_random_kills(base: Path, world: World) -> None:
             time.sleep(rng.random() / 10)
         assert survivors(launch.kill()) == []
     world.train("ten").succeed()
-    assert trace(run) == trace(base)
+    same(run, base)
     world.train("ten").succeed()  # and a complete run stays as it is
-    assert trace(run) == trace(base)
+    same(run, base)

@@ -15,7 +15,7 @@ def test_long_prompts_are_left_out_and_a_step_without_answers_is_told_of(world: 
     sections = {
         "data": {"max_prompt_tokens": 8, "overlong": "drop"}, "rollout": {"max_response_tokens": 4},
         "warm_start": None, "stages": [{"name": "sums", "domains": ["math"], "until": "steps", "steps": 2}]}
-    log = world.train("overlong", **sections).succeed()
+    log = world.train("overlong", ranks=1, **sections).succeed()
     run = world.folder / "overlong"
     detail = f"{programs} of {MATHS + CODE + len(rows)} prompts are left out"
     (event,) = query(run, "SELECT step, kind, detail FROM events WHERE kind = 'overlong'")

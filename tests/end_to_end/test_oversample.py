@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import metrics, query, survivors, trace
+from launches import metrics, query, same, survivors, trace
 from world import CODE, MATHS, World
 
 SECTIONS: dict[str, Any] = {
@@ -28,27 +28,46 @@ def carried(run: Path) -> dict[int, int]:
     return found
 
 
-def test_unfinished_groups_go_on_in_the_next_step(base: Path, world: World) -> None:
-    whole, killed = world.folder / "oversampled", world.folder / "oversampled-killed"
+@pytest.fixture(scope="module")
+def whole(base: Path, world: World) -> Path:
+    """A run that nothing disturbed."""
     world.train("oversampled", **SECTIONS, **world.warm()).succeed()
+    return world.folder / "oversampled"
+
+
+def moments(run: Path) -> list[int]:
+    """Steps of an undisturbed run that left unfinished responses behind."""
+    held = carried(run)
+    assert held[max(held)] == 0
+    return [step for step in sorted(held) if step > 1 and held[step]]
+
+
+def test_unfinished_groups_go_on_in_the_next_step(whole: Path, world: World) -> None:
     for epoch in (1, 2):  # everyone once, however often it was begun
         seen = query(whole, f"SELECT prompt_id, COUNT(*) FROM rollouts WHERE epoch = {epoch} GROUP BY prompt_id")
         assert len(seen) == MATHS + CODE and {count for _, count in seen} == {4}
     steps = metrics(whole)[1:]
     assert len(steps) == 10 and any(m["rollout/stale"] > 0 for m in steps)
     assert all(m.get("rollout/logprob_diff_max", 0) < 1e-4 for m in steps), "tokens of this step's own policy"
-    held = carried(whole)
-    assert any(held.values()) and held[max(held)] == 0
 
+
+def test_unfinished_groups_go_on_after_a_stop(whole: Path, world: World) -> None:
+    """As after a kill two steps later: rows and metrics beyond the checkpoint are there, and taken back."""
+    run = world.copy("oversampled-resumed", step=moments(whole)[0], of="oversampled")
+    world.train("oversampled-resumed", **SECTIONS, **world.warm()).succeed()
+    same(run, whole)
+
+
+@pytest.mark.slow
+def test_unfinished_groups_go_on_after_a_kill(whole: Path, world: World) -> None:
+    killed = world.folder / "oversampled-killed"
     launch = world.train("oversampled-killed", **SECTIONS, **world.warm())
-    moment = next(step for step in sorted(held) if step > 1 and held[step])
+    moment = moments(whole)[0]
     launch.when(lambda: len(metrics(killed)) > moment + 1 and moment in carried(killed))
     assert survivors(launch.kill()) == []
     (killed / "checkpoints" / "latest").write_text(f"step-{moment:08d}")
     world.train("oversampled-killed", **SECTIONS, **world.warm()).succeed()
-    ours, undisturbed = trace(killed), trace(whole)
-    for part in undisturbed:
-        assert ours[part] == undisturbed[part], part
+    same(killed, whole)
 
     (killed / "checkpoints" / "latest").write_text(f"step-{moment:08d}")
     changed = SECTIONS | {"batch": {"prompts": 2, "samples": 2}}
@@ -60,7 +79,7 @@ def test_unfinished_groups_go_on_in_the_next_step(base: Path, world: World) -> N
     changed = SECTIONS | {"data": {"train": [str(other)]}, "stages": stages}
     assert "data.train or seed: not what this run began with" in world.train(
         "oversampled-killed", ranks=1, **changed, **world.warm()).fail()
-    assert trace(killed)["ledger"] == undisturbed["ledger"], "a refusal leaves everything as it is"
+    assert trace(killed)["ledger"] == trace(whole)["ledger"], "a refusal leaves everything as it is"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import shutil
 from typing import Any
 
 import pytest
-from launches import Launch, metrics, query, survivors, trace
+from launches import Launch, metrics, query, same, survivors
 from world import World
 
 SECTIONS: dict[str, Any] = {
@@ -35,5 +35,5 @@ def test_a_stage_ended_by_hand_ends_at_the_same_step_again(world: World) -> None
     shutil.copy(run / "stages.jsonl", undisturbed)
     shutil.copytree(run / "warm", undisturbed / "warm")
     world.train("by-hand-undisturbed", ranks=1, **SECTIONS).succeed()
-    assert trace(run) == trace(undisturbed)
+    same(run, undisturbed)
     assert [m["stage"] for m in metrics(run)[1:]] == ["sums"] * taken["step"] + ["programs"] * 3

@@ -9,6 +9,10 @@ from typing import Any
 
 import yaml
 from launches import Launch
+from transformers import AutoConfig
+
+from srpo.rollout.reshard import Plan, plan
+from srpo.rollout.shares import Layout
 
 MATHS, CODE = 5, 4  # five: an epoch's last step has a prompt for one of two replicas
 
@@ -58,9 +62,14 @@ class World:
         """Sections of a run that starts from the warm-started policy of the base run."""
         return {"model": {"path": str(self.folder / "base" / "warm")}, "warm_start": None}
 
-    def copy(self, run: str, *, step: int) -> Path:
-        """A copy of the base run as it would be had it stopped after a step."""
+    def copy(self, run: str, *, step: int, of: str = "base") -> Path:
+        """A copy of a run as it would be had it stopped after a step."""
         folder = self.folder / run
-        shutil.copytree(self.folder / "base", folder, ignore=shutil.ignore_patterns("hf", "tb"))
+        shutil.copytree(self.folder / of, folder, ignore=shutil.ignore_patterns("hf", "tb"))
         (folder / "checkpoints" / "latest").write_text(f"step-{step:08d}")
         return folder
+
+    def plan(self, train: tuple[int, int], rollout: tuple[int, int]) -> Plan:
+        """How weights get from a training layout (tensor, pipeline) to one of vLLM's."""
+        hf = AutoConfig.from_pretrained(self.folder / "data" / "model")
+        return plan(hf, Layout(*train), Layout(*rollout), itemsize=4)
