@@ -23,7 +23,6 @@ class Difficulty:
     samples: int = 8
     easy: float = 0.75
     hard: float = 0.25
-    temperature: float = 1.0
     max_tokens: int = 2048
     template: str = "chat"
     dtype: str = "auto"
@@ -54,7 +53,7 @@ class Meter:
 
     def pass_rates(self, problems: Sequence[Problem]) -> list[float]:
         k, by_id = self._settings.samples, {p.id: p for p in problems}
-        for finished in self._engine.generate([problems], k, self._settings.temperature):
+        for finished in self._engine.generate([problems], k, temperature=1.0):
             self._graders.submit({key: Response(by_id[key[0]], c.text, c.tokens, c.truncated)
                                   for key, c in finished.items()})
         graded = self._graders.collect()

@@ -33,7 +33,7 @@ def row(record: Record, where: str, name: str) -> Row:
                     raise UserError(f"the solution must be text, found {type(found.solution).__name__}")
             except UserError as e:
                 raise UserError(f"{where}: read as {layout}: {e}") from None
-            except (ValueError, TypeError, KeyError, AttributeError) as e:  # of another type, or without a part of it
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:  # not what they seem
                 raise UserError(f"{where}: read as {layout}: a field is not as that layout has it: "
                                 f"{type(e).__name__}: {e}") from None
             found.id = found.id or name
@@ -81,12 +81,10 @@ def _mbpp(r: Record) -> Row:
         raise UserError("field 'test_list' must be a list of texts")
     setup = [_text(r, "test_setup_code"), *(r.get("test_imports") or [])]
     code = "\n".join(line.replace("\r\n", "\n") for line in [*setup, *asserts] if line)
-    name, solution = None, _text(r, "code")
-    if asserts:
-        name = _called(asserts[0], solution)
-    question = (_text(r, "text") or _text(r, "prompt")).strip()
-    example = f"\n\nThe function is called `{name}`. It must pass:\n\n```python\n{asserts[0].strip()}\n```"
-    return Row(f"mbpp/{_text(r, 'task_id')}", "code", question + (example if name else ""), solution=solution,
+    question, solution = (_text(r, "text") or _text(r, "prompt")).strip(), _text(r, "code")
+    if name := _called(asserts[0], solution) if asserts else None:
+        question += f"\n\nThe function is called `{name}`. It must pass:\n\n```python\n{asserts[0].strip()}\n```"
+    return Row(f"mbpp/{_text(r, 'task_id')}", "code", question, solution=solution,
                tests={"kind": "assert", "entry_point": name, "code": code} if name else None)
 
 
@@ -248,7 +246,7 @@ def _called(test: str, program: str) -> str | None:
         defined = {n.name for n in ast.parse(program.lstrip("\ufeff")).body if isinstance(n, ast.FunctionDef)}
         calls = [n.func.id for n in ast.walk(ast.parse(test.strip()))
                  if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError):
         return None
     return next((name for name in calls if name in defined), None)
 

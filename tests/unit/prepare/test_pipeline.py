@@ -137,6 +137,7 @@ def test_workers_do_not_change_the_result(tmp_path: Path, monkeypatch: pytest.Mo
     ({"question": 7.5, "answer": "1"}, r"m\.jsonl:2: read as gsm8k: field 'question' must be text, found float"),
     ({"text": "Add.", "code": ADD, "test_list": None}, r"m\.jsonl:2: read as mbpp: a field is not as that layout"),
     ({"question": "?", "input_output": "{"}, r"m\.jsonl:2: read as apps: not valid JSON in '\{'"),
+    ({"question": "?", "input_output": "[" * 100_000}, r"m\.jsonl:2: read as apps: .*: RecursionError: maximum"),
     ({"question": "?", "input_output": {"inputs": ["1"], "outputs": []}}, "apps: tests have 1 inputs and 0 outputs"),
     ({"question": "?", "input_output": {"inputs": [], "outputs": []}, "solutions": [1]}, "must be text, found int"),
     ({"text": "Add.", "code": ADD, "test_list": [1]}, r"m\.jsonl:2: read as mbpp: field 'test_list' must be a list of"),

@@ -54,6 +54,13 @@ def passes(row: Any) -> bool:
     return verdict.passed == verdict.total
 
 
+def test_mbpp_without_tests_that_can_be_run():
+    record = {"task_id": 3, "text": "Add.", "code": "def add(a, b):\n    return a + b"}
+    for tests in ([], ["assert 1 == 1"], ["assert add(1, 2) == 3\0"]):
+        row = read(record | {"test_list": tests})
+        assert (row.prompt, row.tests) == ("Add.", None)
+
+
 def test_mbpp_shows_its_first_test_and_hides_the_others():
     row = read({"task_id": 3, "text": "Add.", "code": "def add(a, b):\r\n    return a + b",
                 "test_setup_code": "one = 1",
