@@ -28,4 +28,5 @@ def add(commands: Commands) -> None:
 def run(args: Namespace) -> int:
     from srpo.forecast import command
 
-    return command.run(args.run, args.epochs, args.from_epoch, args.simulate, args.json)
+    command.run(args.run, args.epochs, args.from_epoch, args.simulate, args.json)
+    return 0

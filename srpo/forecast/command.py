@@ -20,7 +20,7 @@ _LEAST = {"prompts": 1, "samples": 2, "batch": 1, "epochs": 1, "spread": 0, "uns
           "seed": 0}
 
 
-def run(folder: Path | None, epochs: int, last: int | None, simulated: Sequence[str] | None, as_json: bool) -> int:
+def run(folder: Path | None, epochs: int, last: int | None, simulated: Sequence[str] | None, as_json: bool) -> None:
     """Raises UserError for a request that makes no sense, or a ledger that does not suffice."""
     show: Callable[[dict[str, Any], Terminal], None]
     if (folder is None) == (simulated is None):
@@ -39,7 +39,6 @@ def run(folder: Path | None, epochs: int, last: int | None, simulated: Sequence[
         print(visible_json(json.dumps(made, indent=2, allow_nan=False)))
     else:
         show(made, Terminal())
-    return 0
 
 
 def scenario(overrides: Sequence[str]) -> Scenario:
