@@ -55,10 +55,10 @@ def ratios(document: dict[str, Any], pattern: str) -> dict[str, dict[str, float]
 
 def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float, pattern: str = "") -> tuple[str, bool]:
     """A table, and whether nothing regressed. Raises Incomparable for different devices or settings."""
-    for key in SAME:
-        if baseline[key] != new[key]:
-            raise Incomparable(f"{key} differs: {baseline[key]!r} in the baseline, {new[key]!r} in the new result; "
-                               "measure both alike")
+    for key in (*SAME, "dtype"):  # the model's, of the trainer's parts; kernels have it in their cases
+        old, now = baseline.get(key), new.get(key)
+        if old != now:
+            raise Incomparable(f"{key} differs: {old!r} in the baseline, {now!r} in the new result; measure both alike")
     before, after = ratios(baseline, pattern), ratios(new, pattern)
     if not before:
         raise Incomparable(f"the baseline has no case of {OURS[0]} or {OURS[1]} that matches {pattern!r}")

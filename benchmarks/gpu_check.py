@@ -87,7 +87,7 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
         else:
             print(f"{step.name:26}", end="", flush=True)
             with Sampler(found.get("uuid", ""), library) as sampler:
-                result = run(step, out)
+                result = run(step, out, found["commit"])
             result["gpu"] = sampler.figures
         results[step.name] = result | {"commit": found["commit"]}
         print(f"{f'{step.name:26}' if lacking else ''}{result['status']:12}{result['says']}", flush=True)
@@ -98,13 +98,14 @@ def run_all(steps: Sequence[Step], out: Path, found: dict[str, Any], only: list[
     return results
 
 
-def run(step: Step, out: Path) -> dict[str, Any]:
-    """Status, seconds and last line of a step, whose output goes to OUT/NAME.log."""
+def run(step: Step, out: Path, commit: str) -> dict[str, Any]:
+    """Status, seconds and last line of a step, which has the commit in SRPO_COMMIT. Its output goes to OUT/NAME.log."""
     words = {"PYTHON": shlex.quote(sys.executable), "OUT": shlex.quote(str(out)), "NAME": step.name}
     command = re.sub(r"\b(PYTHON|OUT|NAME)\b", lambda word: words[word[0]], step.command)
     path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = ALONE | os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1",
-                        "PATH": f"{os.environ['PATH']}{os.pathsep}{CUDA}"} | step.env
+    env = ALONE | os.environ | {
+        "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "SRPO_COMMIT": commit,
+        "PATH": f"{os.environ['PATH']}{os.pathsep}{CUDA}"} | step.env
     log, figures = out / f"{step.name}.log", out / f"{step.name}.json"
     figures.unlink(missing_ok=True)
     began = time.monotonic()

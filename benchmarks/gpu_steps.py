@@ -34,7 +34,7 @@ class Step:
 
 TRAINER = ("module:pydantic", "module:math_verify")
 SMOLLM2 = ("file:data/smollm2/train.jsonl",)
-RUN = "runs/gpu-check-smollm2"
+RUN = "runs/gpu-check-smollm2-$SRPO_COMMIT"  # or another commit would report the steps that this one took
 ENGINE = ("module:vllm", "module:megatron.core", *TRAINER)
 
 STEPS = [

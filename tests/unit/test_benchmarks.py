@@ -158,6 +158,7 @@ def slower(mode: str, ratio: str, factor: float) -> dict[str, Any]:
     (result(rows=[*result()["rows"], result()["rows"][0] | {"case": "a third"}]), 0, "new"),
     (result(device="b"), 2, "device differs: 'a' in the baseline, 'b' in the new result"),
     (result(threads=1), 2, "threads differs"),
+    (result(dtype="bfloat16"), 2, "dtype differs: None in the baseline, 'bfloat16' in the new result"),
     ([], 2, "is not a result of the benchmarks"),
 ])
 def test_compare(new: Any, code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -87,8 +87,9 @@ def _state(pid: int) -> str:
 
 def test_steps_see_the_repository_and_this_interpreter(found: dict[str, Any], tmp_path: Path):
     code, results = check(tmp_path, Step("look", "PYTHON -c 'import sys, os, srpo_kernels, benchmarks; "
-                                         "print(sys.executable, os.environ[\"GIVEN\"])'", env={"GIVEN": "yes"}))
-    assert code == 0 and results["look"]["says"] == f"{sys.executable} yes"
+                                         "print(sys.executable, os.environ[\"GIVEN\"], os.environ[\"SRPO_COMMIT\"])'",
+                                         env={"GIVEN": "yes"}))
+    assert code == 0 and results["look"]["says"] == f"{sys.executable} yes abc"
 
 
 def test_what_ended_is_not_repeated_but_for_another_commit(found: dict[str, Any], tmp_path: Path):
