@@ -50,10 +50,10 @@ lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# What starts ranks of its own has all cores; the rest shares them.
+# What starts ranks of its own is shared by folder between two workers, the rest by file; what takes longest is first.
 test: lint $(VENV)/peers
-	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" --durations 20 tests/distributed tests/end_to_end tests/sandbox
-	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" -n auto --maxprocesses 4 --dist loadfile tests/kernels tests/unit
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" --durations 20 -n 2 --dist loadscope --no-loadscope-reorder tests/end_to_end tests/distributed tests/sandbox
+	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m "not gpu and not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/kernels tests/unit
 
 test-slow: $(VENV)/built
 	SRPO_REQUIRE_EXT=1 $(BIN)/pytest -m slow
