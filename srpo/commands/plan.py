@@ -19,6 +19,8 @@ def add(commands: Commands) -> None:
     plan.add_argument("--gpus", metavar="N", type=int, required=True, help="GPUs in all")
     plan.add_argument("--gpu", default="h100", help="h100 or h200 (%(default)s)")
     plan.add_argument("--ledger", metavar="RUN", type=Path, help="a run whose response lengths to reckon with")
+    plan.add_argument("--mean-tokens", metavar="N", type=int, help="mean response to reckon with (2500, or a third of "
+                      "rollout.max_response_tokens where that is less)")
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(handler=run)
 
@@ -26,4 +28,4 @@ def add(commands: Commands) -> None:
 def run(args: Namespace) -> int:
     from srpo.plan.command import plan
 
-    return plan(args.config, args.overrides, args.gpus, args.gpu, args.ledger, args.json)
+    return plan(args.config, args.overrides, args.gpus, args.gpu, args.ledger, args.mean_tokens, args.json)

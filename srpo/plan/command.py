@@ -58,10 +58,11 @@ class Plan:
         }
 
 
-def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path | None, as_json: bool) -> int:
+def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path | None, mean: int | None,
+         as_json: bool) -> int:
     """Print the plan; 0 if the configuration fits, else 1."""
     title = f"{path} on {gpus} {gpu_name.upper()}"
-    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), title, ledger)
+    made = make(configuration.load(path, overrides), gpus, gpu(gpu_name), title, ledger, mean)
     if as_json:
         print(visible_json(json.dumps(made.as_dict(), indent=2)))
     else:
@@ -71,12 +72,18 @@ def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path
     return 1 if made.verdict else 0
 
 
-def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None = None) -> Plan:
+def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None = None,
+         mean: int | None = None) -> Plan:
     """Raises UserError for a model whose sizes are not known, or an unreadable ledger."""
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: must be positive")
+    limit = config.rollout.max_response_tokens
+    if mean is not None and not 1 <= mean <= limit:
+        raise UserError(f"--mean-tokens {mean}: give 1 to rollout.max_response_tokens = {limit}")
+    if mean is not None and ledger:
+        raise UserError(f"--mean-tokens {mean}: has no effect with --ledger, whose lengths are replayed")
     config = with_model(config)
-    work = workload.workload(config, ledger)
+    work = workload.workload(config, ledger, mean)
     oversample = config.rollout.oversample if config.rollout.oversample > 1 else workload.TRIED
     job = Job(config, Shape.of(config), gpus)
     own, verdict = None, refusal(job)
@@ -89,7 +96,7 @@ def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None
     if shown:
         comparison = compare(decoder(shown.job, device), work, shown.job.replicas, oversample, config.resample,
                              config.batch.prompts)
-    assumptions = [*workload.assumptions(config, work), *device.assumptions]
+    assumptions = [*workload.assumptions(config, work, mean), *device.assumptions]
     advice = "" if layouts else _advice(job)
     return Plan(title, verdict, own, layouts, advice, comparison, oversample, work.recorded, assumptions)
 

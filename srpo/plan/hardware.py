@@ -12,7 +12,7 @@ from typing import Literal
 from srpo.errors import UserError
 
 GIB = 2**30
-Source = Literal["measured", "datasheet", "published", "recipe", "ledger", "guess"]
+Source = Literal["measured", "datasheet", "published", "recipe", "ledger", "given", "guess"]
 
 
 @dataclass(frozen=True)

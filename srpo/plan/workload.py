@@ -119,11 +119,12 @@ class Workload:
         return Load.of((g for step in self.steps for g in step.trained if g.learns), len(self.steps))
 
 
-def workload(config: Config, ledger: Path | None) -> Workload:
-    """Enough steps to replay over-sampling. Raises UserError when the ledger cannot be read, or is empty."""
+def workload(config: Config, ledger: Path | None, mean: int | None = None) -> Workload:
+    """Enough steps to replay over-sampling; without a ledger, of responses of `mean` tokens. Raises UserError when the
+    ledger cannot be read, or is empty."""
     count = STEPS + math.ceil(max(config.rollout.oversample, TRIED))
     if ledger is None:
-        groups, origin = synthetic(config, count * config.batch.prompts), None
+        groups, origin = synthetic(config, count * config.batch.prompts, mean), None
         outcomes = tally(groups)
     else:
         groups, outcomes, origin = recorded(ledger, config, count * config.batch.prompts)
@@ -151,7 +152,7 @@ def tally(groups: Iterable[Group]) -> dict[Outcome, tuple[int, int]]:
     return found
 
 
-def assumptions(config: Config, work: Workload) -> list[Assumption]:
+def assumptions(config: Config, work: Workload, given: int | None = None) -> list[Assumption]:
     """About `synthetic` groups, or recorded ones."""
     prompt = Assumption("prompt", _prompt(config), "tokens", "guess", "with the template")
     learning = sum(g.learns for g in work.groups) / len(work.groups)
@@ -160,10 +161,11 @@ def assumptions(config: Config, work: Workload) -> list[Assumption]:
         load = Load.of(work.groups)
         return [Assumption("mean response", load.tokens / load.responses, "tokens", "ledger", where),
                 Assumption("groups with an advantage", learning, "share", "ledger", "of these"), prompt]
-    mean = _mean(config)
+    mean = given or _mean(config)
     return [
         Assumption("mean response", mean, "tokens", *(
-            ("recipe", "what the report's maths stage grows to") if mean == MEAN
+            ("given", "--mean-tokens") if given
+            else ("recipe", "what the report's maths stage grows to") if mean == MEAN
             else ("guess", "a third of rollout.max_response_tokens"))),
         prompt,
         Assumption("sigma of log length", SIGMA, "", "guess", "log-normal, cut at rollout.max_response_tokens"),
@@ -175,11 +177,11 @@ def assumptions(config: Config, work: Workload) -> list[Assumption]:
 # -- log-normal -----------------------------------------------------------------------------------------------------
 
 
-def synthetic(config: Config, count: int) -> list[Group]:
+def synthetic(config: Config, count: int, given: int | None = None) -> list[Group]:
     """What is expected of a prompt is the mean of another draw: its last epoch's."""
     rng = random.Random(f"{config.seed} lengths")
     limit, samples = config.rollout.max_response_tokens, config.batch.samples
-    centre = math.log(_mean(config)) - SIGMA**2 / 2
+    centre = math.log(given or _mean(config)) - SIGMA**2 / 2
     within = SIGMA * math.sqrt(1 - BETWEEN)
 
     def group() -> Group:

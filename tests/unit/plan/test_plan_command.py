@@ -120,6 +120,9 @@ def test_a_cache_too_small_for_one_sequence(capsys):
     (["--gpu", "abacus"], "--gpu abacus: not known; choose from h100, h200"),
     (["--ledger", "nowhere"], "nowhere: no such file or folder; give a run folder"),
     (["--gpus", "0"], "--gpus 0: must be positive"),
+    (["--mean-tokens", "8193"], "--mean-tokens 8193: give 1 to rollout.max_response_tokens = 8192"),
+    (["--mean-tokens", "0"], "--mean-tokens 0: give 1 to"),
+    (["--mean-tokens", "9", "--ledger", "nowhere"], "--mean-tokens 9: has no effect with --ledger"),
 ])
 def test_bad_input_is_one_line(capsys, arguments, message):
     code, out, err = plan(capsys, SEVEN, *arguments, *([] if "--gpus" in arguments else ["--gpus", "8"]))
@@ -206,6 +209,15 @@ def test_assumptions_have_sources(capsys):
     _, out, _ = plan(capsys, SEVEN, "--gpus", 8)
     for line in ("3 TB/s", "measured", "798 TFLOP/s", "datasheet", "recipe", "guess", "published"):
         assert line in out
+
+
+def test_longer_responses_take_longer(capsys):
+    given = SEVEN, "rollout.max_response_tokens=32768", "batch.micro_batch_tokens=34816", "--gpus", 8, "--json"
+    plans = [json.loads(plan(capsys, *given, *more)[1]) for more in ((), ("--mean-tokens", 10_000))]
+    short, long = (made["configuration"]["seconds"] for made in plans)
+    assert long["generation"] > 4 * short["generation"] and long["update"] > 3 * short["update"]
+    assert plans[1]["assumptions"][0] == {"name": "mean response", "value": 10_000, "unit": "tokens", "source": "given",
+                                          "note": "--mean-tokens"}
 
 
 def test_host_memory_of_a_checkpoint():
