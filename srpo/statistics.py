@@ -13,15 +13,18 @@ from srpo_kernels import PolicyLossMetrics, group_advantage
 from srpo.batch import MicroBatch, Sample
 from srpo.config import Algorithm
 from srpo.data.schema import DOMAINS, Problem
-from srpo.errors import UserError
-from srpo.rewards.compose import Graded
+from srpo.errors import Fault, UserError
+from srpo.rewards.compose import BROKEN, Graded
 
 
-def advantages(rewards: list[float], truncated: list[bool], group: int, algorithm: Algorithm) -> list[float]:
+def advantages(graded: Sequence[Graded], truncated: Sequence[bool], group: int, algorithm: Algorithm) -> list[float]:
     """One advantage a sample, over consecutive groups of `group` samples. Truncated responses still count in their
-    group's mean; with algorithm.truncated = "zero" their own advantage is then zero."""
-    offsets = torch.arange(0, len(rewards) + 1, group)
-    values: list[float] = group_advantage(torch.tensor(rewards), offsets, scale=algorithm.advantage).tolist()
+    group's mean; with algorithm.truncated = "zero" their own advantage is then zero. What could not be graded has none
+    and is no part of its group: its reward says nothing of the response, and where rewards can be negative, zero would
+    be a good one."""
+    offsets = torch.arange(0, len(graded) + 1, group)
+    rewards, valid = torch.tensor([g.reward for g in graded]), torch.tensor([not g.failed for g in graded])
+    values: list[float] = group_advantage(rewards, offsets, scale=algorithm.advantage, valid=valid).tolist()
     if algorithm.truncated == "zero":
         values = [0.0 if cut else a for a, cut in zip(values, truncated, strict=True)]
     return values
@@ -115,6 +118,18 @@ def check_canary(update: Update, step: int, prompt_ids: list[str], group: int, t
             f"differ by {total / tokens:.3g} on average, one by {largest:.3g}; rollout.canary is {threshold:g}. vLLM "
             "does not run the trainer's weights; nothing was updated. If rounding explains it (bfloat16), raise "
             "rollout.canary")
+
+
+def check_graders(problems: Sequence[Problem], graded: Sequence[Graded], step: int) -> None:
+    """Raise Fault when nothing of a domain, of `BROKEN` problems or more, could be graded: it is then the machine's
+    fault, and the ledger, by which prompts leave and stages end, would hold that the policy solves nothing."""
+    group = len(graded) // len(problems)
+    for domain in DOMAINS:
+        found = [g for i, g in enumerate(graded) if problems[i // group].domain == domain]
+        if len(found) >= BROKEN * group and all(g.failed for g in found):
+            raise Fault(f"step {step}: none of the {len(found)} responses to {domain} problems could be graded: "
+                        f"{found[-1].reason}; nothing was recorded or updated. If the machine is merely slow, raise "
+                        "reward.timeout or lower reward.workers")
 
 
 def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], advantage: list[float],

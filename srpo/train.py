@@ -43,6 +43,7 @@ from srpo.statistics import (
     advantages,
     average_at_k,
     check_canary,
+    check_graders,
     step_metrics,
     update_statistics,
 )
@@ -170,8 +171,8 @@ class Run:
         self.engine.sleep()
         chosen = broadcast(self.record(plan, rollouts) if self.rank == 0 else [])
 
-        advantage = advantages([g.reward for g in rollouts.graded], [s.truncated for s in rollouts.samples],
-                               self.config.batch.samples, self.config.algorithm)
+        advantage = advantages(rollouts.graded, [s.truncated for s in rollouts.samples], self.config.batch.samples,
+                               self.config.algorithm)
         trained = rollouts.only(chosen)
         with self.monitor.phase("update"):
             update = self.update(plan.step, trained.problems, trained.samples,
@@ -209,6 +210,7 @@ class Run:
 
     def record(self, plan: StepPlan, rollouts: Rollouts) -> list[int]:
         """On rank 0: write the rollouts to the ledger; which of their groups the update uses."""
+        check_graders(rollouts.problems, rollouts.graded, plan.step)
         rows = _rows(plan, rollouts)
         chosen = self.curriculum.record(plan, rows)
         if not self.warned and not any(g.answered for g in rollouts.graded):

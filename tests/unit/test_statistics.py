@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -10,23 +12,44 @@ from srpo_kernels import linear_policy_loss
 from srpo.batch import Sample, pack
 from srpo.config import Algorithm
 from srpo.data.schema import Problem
-from srpo.errors import UserError
-from srpo.rewards.compose import Graded
-from srpo.statistics import Update, advantages, average_at_k, by_prompt, check_canary, step_metrics, update_statistics
+from srpo.errors import Fault, UserError
+from srpo.rewards.compose import BROKEN, Graded
+from srpo.statistics import (
+    Update,
+    advantages,
+    average_at_k,
+    by_prompt,
+    check_canary,
+    check_graders,
+    step_metrics,
+    update_statistics,
+)
 
 TIMES = {"time/rollout": 2.0, "time/reward": 1.0, "time/update": 4.0, "time/sync": 0.0, "time/step": 7.0}
 
 
+def grades(*rewards: float | None) -> list[Graded]:
+    """None: the grader failed."""
+    return [Graded(0.0, r or 0.0, {}, "", failed=r is None) for r in rewards]
+
+
 def test_advantages_by_group():
-    got = advantages([1.0, 0.0, 1.0, 1.0], [False] * 4, 2, Algorithm())
+    got = advantages(grades(1.0, 0.0, 1.0, 1.0), [False] * 4, 2, Algorithm())
     assert got[:2] == pytest.approx([1.0, -1.0], abs=1e-4) and got[2:] == [0.0, 0.0]
-    assert advantages([1.0, 0.0], [False] * 2, 2, Algorithm(advantage="none")) == [0.5, -0.5]
+    assert advantages(grades(1.0, 0.0), [False] * 2, 2, Algorithm(advantage="none")) == [0.5, -0.5]
 
 
 def test_truncated_responses():
     """A response cut off gets zero advantage by the recipe, and still counts in its group's mean."""
-    assert advantages([1.0, 0.0], [False, True], 2, Algorithm(advantage="none")) == [0.5, 0.0]
-    assert advantages([1.0, 0.0], [False, True], 2, Algorithm(advantage="none", truncated="keep")) == [0.5, -0.5]
+    assert advantages(grades(1.0, 0.0), [False, True], 2, Algorithm(advantage="none")) == [0.5, 0.0]
+    assert advantages(grades(1.0, 0.0), [False, True], 2, Algorithm(advantage="none", truncated="keep")) == [0.5, -0.5]
+
+
+def test_what_could_not_be_graded_is_no_part_of_its_group():
+    """Neither are three right ones better than it, nor is it better than three with a penalty for their length."""
+    assert advantages(grades(1.1, 1.1, 1.1, None), [False] * 4, 4, Algorithm()) == [0.0] * 4
+    centred = Algorithm(advantage="none")
+    assert advantages(grades(-1.0, -0.5, None, -1.5), [False] * 4, 4, centred) == [0.0, 0.5, 0.0, -0.5]
 
 
 def update(error: float = 0.0, where: int = 3, stale: int = 0) -> tuple[Update, list[Sample]]:
@@ -100,6 +123,17 @@ def test_canary_sees_nan():
     total, _ = update(error=float("nan"))
     with pytest.raises(UserError, match="differ by inf"):
         check_canary(total, 1, ["a", "b"], 2, threshold=1e9)
+
+
+@pytest.mark.parametrize(("code", "stops"), [(BROKEN, True), (BROKEN - 1, False)])
+def test_a_domain_that_cannot_be_graded_stops_the_run(code: int, stops: bool):
+    """Whatever the others' grades; a few problems may be at fault themselves, and one grade shows that it works."""
+    programs = [Problem(str(i), "code", "?", tests={}) for i in range(code)]
+    problems = [Problem("m", "math", "?", answer="1"), *programs]
+    graded = grades(1.0, 0.0, *[None] * (2 * code))
+    check_graders(problems, [*graded[:-1], *grades(0.0)], 3)
+    with pytest.raises(Fault, match=f"step 3: none of the {2 * code} responses to code") if stops else nullcontext():
+        check_graders(problems, graded, 3)
 
 
 def test_step_metrics():
