@@ -44,9 +44,12 @@ cli.main(["train", sys.argv[1]])
 def start(tmp_path):
     """Start the body of a train function on some ranks; returns the process."""
     (tmp_path / "config.json").write_text(
-        '{"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8}')
+        '{"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8, '
+        '"hidden_size": 8, "vocab_size": 64}')
+    data = tmp_path / "a.jsonl"
+    data.touch()
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({
-        "run": str(tmp_path / "run"), "model": {"path": str(tmp_path)}, "data": {"train": ["a.jsonl"]},
+        "run": str(tmp_path / "run"), "model": {"path": str(tmp_path)}, "data": {"train": [str(data)]},
         "stages": [{"name": "math", "domains": ["math"], "until": "steps", "steps": 1}]}))
 
     def start(body: str, ranks: int = 2, restarts: int = 0, **env: str) -> subprocess.Popen:

@@ -78,7 +78,8 @@ def start(tmp_path: Path) -> Callable[..., psutil.Popen]:
     minutes, short where a rank hangs."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(
-        '{"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8}')
+        '{"model_type": "llama", "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 8, '
+        '"hidden_size": 8, "vocab_size": 64}')
     (tmp_path / "a.jsonl").write_text("a problem")
 
     def start(fault: str = "pass", disagree: str = "pass", ranks: int = 2, restarts: int = 0, timeout: float = 10.0,
