@@ -21,7 +21,7 @@ from srpo.batch import Sample
 from srpo.config import Config, stop_strings
 from srpo.data.prompts import Tokenizer
 from srpo.megatron.step import Trainer
-from srpo.rollout.runner import choose_runner
+from srpo.rollout.runner import choose_runner, worker
 from srpo.rollout.seeds import stream
 from srpo.rollout.stop import StopStrings, add_request
 from srpo.rollout.weights import SharedWeights
@@ -48,7 +48,7 @@ class RolloutEngine:
             config.model.path, load_format=SharedWeights.load_format, dtype=config.model.dtype,
             skip_tokenizer_init=True, generation_config="vllm", logprobs_mode="processed_logprobs", seed=config.seed,
             tensor_parallel_size=config.rollout_tensor, pipeline_parallel_size=config.rollout.pipeline,
-            distributed_executor_backend="external_launcher",
+            distributed_executor_backend="external_launcher", worker_cls=worker(),
             max_model_len=config.data.max_prompt_tokens + self.max_tokens, max_num_seqs=config.rollout.max_sequences,
             kv_cache_memory_bytes=int(config.rollout.kv_cache_gib * 2**30), enable_sleep_mode=self.on_cuda,
             # The cache's size being given, this is only a check of free memory, which the trainer's share would fail.

@@ -6,6 +6,7 @@ import os
 
 import torch
 import torch._dynamo
+import torch.distributed as dist
 
 
 def choose_runner(pipeline: int = 1) -> bool:
@@ -21,3 +22,9 @@ def choose_runner(pipeline: int = 1) -> bool:
         # and a launch a request; vLLM 0.24 takes it for Qwen2, and all versions for pipelines under torchrun.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     return True
+
+
+def worker() -> str:
+    """vLLM's worker_cls."""
+    launched = not torch.cuda.is_available() and dist.is_initialized()
+    return "srpo.rollout.cpu_worker.Worker" if launched else "auto"

@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from srpo.data.prompts import Tokenizer
 from srpo.data.schema import Problem
 from srpo.rollout.precision import own
-from srpo.rollout.runner import choose_runner
+from srpo.rollout.runner import choose_runner, worker
 from srpo.rollout.seeds import stream
 from srpo.rollout.stop import StopStrings, add_request
 
@@ -51,7 +51,7 @@ class StandaloneEngine:
         self._on_cuda = choose_runner()
         self._llm = LLM(model, dtype=own(Path(model)) if dtype == "auto" else dtype, seed=0, skip_tokenizer_init=True,
                         generation_config="vllm", use_tqdm_on_load=False, max_model_len=max_prompt + max_tokens,
-                        tensor_parallel_size=tensor,
+                        tensor_parallel_size=tensor, worker_cls=worker(),
                         distributed_executor_backend="external_launcher" if dist.is_initialized() else "uni",
                         enforce_eager=not self._on_cuda, kv_cache_memory_bytes=None if self._on_cuda else CPU_CACHE)
         self._enough = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs if self._on_cuda else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from world import World
 from srpo import samples
 from srpo.rollout.reshard import Plan
 
+SHARED_MEMORY = Path("/dev/shm")
 TWO_STEPS = [{"name": "both", "domains": ["math", "code"], "until": "steps", "steps": 2}]
 
 
@@ -40,7 +42,21 @@ def test_the_canary_stops_a_run_on_foreign_weights(base: Path, world: World) -> 
     assert [m["step"] for m in metrics(world.folder / "corrupted")] == [0, 1, 2]
 
 
-def test_another_layout_takes_up_a_checkpoint(base: Path, world: World) -> None:
+@pytest.fixture
+def of_killed_launches() -> Iterator[None]:
+    """Shared memory as tensor-parallel ranks would leave it under vLLM's own names; no other may be left."""
+    files = [SHARED_MEMORY / f"-tp:0-[0-1]-cpushm_{rank}" for rank in range(2)]
+    for file in files:
+        file.touch()
+    before = set(SHARED_MEMORY.glob("*-tp:*"))
+    yield
+    left = set(SHARED_MEMORY.glob("*-tp:*")) - before
+    for file in files:
+        file.unlink()
+    assert not left
+
+
+def test_another_layout_takes_up_a_checkpoint(base: Path, world: World, of_killed_launches: None) -> None:
     """Saved by two data-parallel ranks, resumed by two tensor- and sequence-parallel ones, whose responses now end with
     a stop string: TP=2 on shared memory as well."""
     run = world.copy("tensor", step=4)
