@@ -34,6 +34,11 @@ class Sample:
     stale: int = 0
     finished: bool = True
 
+    @property
+    def length(self) -> int:
+        """Tokens that a pass reads, the prompt's too: the last one is predicted, never read."""
+        return len(self.prompt_tokens) + len(self.tokens) - 1
+
     def state(self) -> dict[str, Any]:
         """JSON-able, for a checkpoint; without the prompt, which the data give."""
         assert self.rollout_logprobs is not None
@@ -88,7 +93,7 @@ def pack(samples: Sequence[Sample], advantages: Sequence[float], indices: Sequen
     dummy where the samples do not suffice (collectives stay in step). `advantages` is one number a sample; `multiple`:
     T is padded to a multiple of it. Raises ValueError for a sequence longer than `tokens`.
     """
-    lengths = [_length(samples[i]) for i in indices]
+    lengths = [samples[i].length for i in indices]
     costs = [s + attention * s * s for s in lengths]
     if tokens is None:
         each = max(1, -(-len(indices) // ranks))
@@ -125,15 +130,11 @@ def split(count: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
 
 
-def _length(sample: Sample) -> int:
-    return len(sample.prompt_tokens) + len(sample.tokens) - 1  # the last token is predicted, never read
-
-
 def _pack_one(samples: Sequence[Sample], advantages: Sequence[float], members: list[int], multiple: int) -> MicroBatch:
     if not members:
         return _dummy(multiple)
     chosen = [samples[i] for i in members]
-    lengths = [_length(s) for s in chosen]
+    lengths = [s.length for s in chosen]
     responses = [len(s.tokens) for s in chosen]
     reads = [part for s in chosen for part in (s.prompt_tokens, s.tokens[:-1])]
     positions = [np.arange(n) for n in lengths]

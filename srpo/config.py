@@ -287,7 +287,7 @@ class WarmStart(Section):
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch: int = Field(64, ge=1)
-    """Sequences a step."""
+    """Sequences a step, in micro-batches like those of `batch`."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate: linear warm-up over a tenth of the steps, then cosine to zero."""
 
