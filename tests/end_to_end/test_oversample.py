@@ -77,7 +77,7 @@ def test_unfinished_groups_go_on_after_a_kill(whole: Path, world: World) -> None
     other.write_text('{"id": "other", "domain": "math", "prompt": "1+1=", "answer": "2"}\n')
     stages = [SECTIONS["stages"][0] | {"domains": ["math"]}]
     changed = SECTIONS | {"data": {"train": [str(other)]}, "stages": stages}
-    assert "data.train or seed: not what this run began with" in world.train(
+    assert "data.train or seed" in world.train(
         "oversampled-killed", ranks=1, **changed, **world.warm()).fail()
     assert trace(killed)["ledger"] == trace(whole)["ledger"], "a refusal leaves everything as it is"
 
