@@ -223,8 +223,8 @@ class Curriculum:
     def _check_unchanged(self, state: dict[str, Any]) -> None:
         way_out = "restore it, or choose another run folder"
         if state["data"] != self._fingerprint():
-            raise UserError("data.train or seed (or data.max_prompt_tokens, with data.overlong: drop): not what this run "
-                            f"began with; {way_out}")
+            raise UserError("data.train or seed (or data.max_prompt_tokens, with data.overlong: drop): not what this "
+                            f"run began with; {way_out}")
         for key, began in state["resample"].items():
             if (now := getattr(self._resample, key)) != began:
                 raise UserError(f"resample.{key} = {now}: this run began with {began}; {way_out}")
