@@ -59,7 +59,7 @@ def sample(share: Sequence[Chunk], out: Path, engine: StandaloneEngine, graders:
     responses: dict[tuple[str, int], Completion] = {}
     graded: dict[tuple[str, int], Graded] = {}
     for finished in engine.generate([chunk.problems for chunk in share], settings.samples, settings.temperature,
-                                     top_p=settings.top_p, seed=settings.seed):
+                                    top_p=settings.top_p, seed=settings.seed):
         advance(len(finished))
         if not graders:
             continue
