@@ -115,6 +115,7 @@ def parse_problem(where: str, row: Any, *, need_response: bool = False) -> Probl
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {type(row).__name__}")
     known = set(Problem.__dataclass_fields__) - {"extra"}
+    row = {name: value for name, value in row.items() if value is not None or name not in known}  # null: absent
     extra = {}
     if row.get("domain") == "other":
         extra = {name: _json(value, f"{where}: field {name!r}") for name, value in row.items() if name not in known}

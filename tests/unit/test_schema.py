@@ -31,6 +31,13 @@ def test_reads_in_order_and_skips_blank_lines(data):
     assert problems[0].tests == CODE["tests"] and problems[1].answer == "2" and problems[1].response is None
 
 
+def test_null_is_no_value(data):
+    row = MATH | {"difficulty": None, "pass_rate": None, "response": None, "tests": None}
+    assert read_problems([data(row)]) == read_problems([data(MATH)])
+    with pytest.raises(UserError, match=r"d\.jsonl:1: field 'answer' is missing"):
+        read_problems([data(MATH | {"answer": None})])
+
+
 def test_worked_solutions_need_a_response_but_no_answer(data):
     row = {"id": "w", "domain": "math", "prompt": "1+1?", "response": "2"}
     assert read_problems([data(row)], need_response=True)[0].response == "2"
