@@ -50,7 +50,7 @@ from srpo.config import Config, Parallel
 from srpo.errors import Fault, UserError
 from srpo.files import sync, writing
 from srpo.megatron.convert import Shards
-from srpo.megatron.model import Policy, read_hf_config, transformer_config
+from srpo.megatron.model import Policy, read_hf_config, shape, transformer_config
 from srpo.megatron.step import Trainer, init_distributed
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,8 @@ class Checkpointer:
             raise Fault(f"{staging}: cannot be written; is the disk full? {_reason(e)}") from e
         if dist.get_rank() == 0:
             with writing(staging / CONTROLLER):
-                (staging / CONTROLLER).write_text(json.dumps({"step": step, "controller": controller_state}))
+                (staging / CONTROLLER).write_text(json.dumps(
+                    {"step": step, "model": shape(trainer.hf), "controller": controller_state}))
         request.add_finalize_fn(partial(self._commit, staging, name))
         self._queue.schedule_async_request(_in_one_process(request))
         if blocking:
@@ -129,7 +130,8 @@ class Checkpointer:
     def load(self, trainer: Trainer) -> tuple[int, dict[str, Any]] | None:
         """Restore the newest intact checkpoint into `trainer`, in place: (step, controller state), or None without one.
 
-        Raises UserError naming the directory when there is none but a damaged one, or when it cannot be read.
+        Raises UserError naming the directory when there is none but a damaged one, when it cannot be read, or when it
+        is another model's.
         """
         self.damaged = []
         while path := self._latest():
@@ -140,10 +142,11 @@ class Checkpointer:
             self._put_aside(path, "; ".join(damage[:3]))
         if path is None:
             return None
+        saved = _read_json(path / CONTROLLER)
+        _check_model(path, saved, trainer.hf)
         state = _read(path, _state(trainer, loading=True))
         trainer.model.load_state_dict(state["model"])
         _load_optimizer(_optimizer(trainer), state["optimizer"])
-        saved = _read_json(path / CONTROLLER)
         return saved["step"], saved["controller"]
 
     def _latest(self) -> Path | None:
@@ -261,6 +264,7 @@ def export(config: Config, directory: str | Path, hf_dir: str | Path, target: st
     init_distributed(1, 1)
     model_parallel_cuda_manual_seed(config.seed)  # building a layer draws weights, which the checkpoint then replaces
     hf = read_hf_config(hf_dir)
+    _check_model(path, _read_json(path / CONTROLLER), hf)
     model = Policy(transformer_config(hf, Parallel(), getattr(torch, config.model.dtype)), hf)
     model.load_state_dict(_read(path, {"model": model.sharded_state_dict()})["model"])
     Shards(model, hf).export(hf_dir, target)
@@ -341,6 +345,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: cannot be read: {e}") from None
+
+
+def _check_model(path: Path, saved: dict[str, Any], hf: Any) -> None:
+    """Raise UserError where a checkpoint is another model's: of a shorter vocabulary, Megatron would load what fits."""
+    here = shape(hf)
+    there = here | saved.get("model", {})  # older checkpoints do not say
+    differ = ", ".join(f"{name} = {there[name]!r} ({here[name]!r})" for name in here if there[name] != here[name])
+    if differ:
+        raise UserError(f"{path}: was saved from another model than model.path (in brackets): {differ}; set model.path "
+                        "back, or choose another run folder")
 
 
 def _require_shared(path: Path) -> None:

@@ -67,6 +67,13 @@ def read_hf_config(path: str | Path) -> Any:
     return hf
 
 
+def shape(hf: Any) -> dict[str, Any]:
+    """What a checkpoint and a model must agree in: the model's config.json may be edited in the rest."""
+    names = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+             "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    return {name: getattr(hf, name) for name in names} | {"head_dim": head_dim(hf)}
+
+
 def rope_frequencies(hf: Any, file: str | Path = "config.json") -> torch.Tensor:
     """Inverse frequencies [D/2] float32 of the rotary embedding, by transformers' own functions.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import resource
@@ -254,6 +255,23 @@ def damaged(name: str) -> dict[str, Any]:
     return {"message": str(error.value)}
 
 
+def foreign(_: str) -> dict[str, Any]:
+    """Of what is a longer vocabulary than the checkpoint's, Megatron itself would load the rows that are there."""
+    source = whole()
+    config = json.loads((saved_model(KIND) / "config.json").read_text())
+    if dist.get_rank() == 0:
+        Path("longer").mkdir()
+        Path("longer/config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 3}))
+    dist.barrier()
+    trainer = build(Path("longer"), *LAYOUTS["tp2"])
+    with pytest.raises(UserError) as loading:
+        Checkpointer(source, keep=1).load(trainer)
+    ungroup()
+    with pytest.raises(UserError) as exporting:
+        checkpoint.export(trainer.config, source, "longer", "exported-longer")
+    return {"messages": [str(loading.value), str(exporting.value)], "vocab": config["vocab_size"]}
+
+
 def flipped(_: str) -> dict[str, Any]:
     """One bit of each rank's largest file of the newest checkpoint, and one of a small file of the one before it."""
     trainer = start("tp2")
@@ -372,6 +390,7 @@ def exported(_: str) -> dict[str, Any]:
 OTHER = {
     "unfair": unfair, "untorn": untorn, "kept": kept, "again": again, "small-disk": small_disk, "export": exported,
     "unwritable": unwritable, "not-shared": not_shared, "flipped": flipped,
+    "foreign": foreign,
     **dict.fromkeys(WRITING, failing), **dict.fromkeys(DAMAGE, damaged),
 }  # fmt: skip
 
@@ -436,6 +455,14 @@ def test_a_flipped_bit_is_found_and_an_earlier_checkpoint_taken(measured: dict[s
     assert measured["state"] == [1, {"n": 1}] and measured["loaded"] == measured["redone"] == 0
     assert measured["files"] == ["damaged-step-00000002", "damaged-step-00000003", "latest", "step-00000001"]
     assert measured["afterwards"] == [*measured["files"], "step-00000002"]
+
+
+@on_two_ranks("foreign")
+def test_another_model_s_checkpoint_is_refused(measured: dict[str, Any]) -> None:
+    vocab = measured["vocab"]
+    assert measured["messages"] == 2 * [
+        "whole/step-00000001: was saved from another model than model.path (in brackets): "
+        f"vocab_size = {vocab} ({vocab + 3}); set model.path back, or choose another run folder"]
 
 
 @on_two_ranks("small-disk")
