@@ -15,7 +15,7 @@ import numpy as np
 import torch.distributed as dist
 from srpo_kernels import PolicyLossConfig
 
-from srpo.batch import Sample, attention_cost, normalizer, pack
+from srpo.batch import Sample, normalizer, pack
 from srpo.comm import all_gather
 from srpo.config import Config, WarmStart
 from srpo.data.prompts import Tokenizer
@@ -30,8 +30,8 @@ def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer:
                ranks: int) -> None:
     """Train in place for `settings.steps`; which rows a step sees depends on the seed and the step alone.
 
-    Micro-batches are as the run's (batch.micro_batch, batch.micro_batch_tokens). Raises UserError for a row that
-    exceeds the latter.
+    Micro-batches are as large as the run's (batch.micro_batch, batch.micro_batch_tokens). Raises UserError for a row
+    that exceeds the latter.
     """
     rows = read_problems(settings.data, need_response=True)
     prompts = tokenizer.prompts(rows)
@@ -45,8 +45,7 @@ def warm_start(config: Config, settings: WarmStart, trainer: Trainer, tokenizer:
         chosen = random.Random(f"{config.seed} warm start {step}").choices(range(len(samples)), k=settings.batch)
         total = normalizer(samples, chosen, "token", 1)
         batches = pack(samples, ones, chosen, sequences=config.batch.micro_batch,
-                       tokens=config.batch.micro_batch_tokens, attention=attention_cost(trainer.hf), rank=rank,
-                       ranks=ranks, multiple=config.parallel.tensor)
+                       tokens=config.batch.micro_batch_tokens, rank=rank, ranks=ranks, multiple=config.parallel.tensor)
         metrics = trainer.forward_backward(batches, total, PolicyLossConfig())
         trainer.optimizer_step(_learning_rate(settings, step))
         if (step + 1) % 50 == 0 or step + 1 == settings.steps:

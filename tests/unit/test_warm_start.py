@@ -32,7 +32,6 @@ class Trainer:
     """Learns nothing, and keeps what it was given."""
 
     is_last_stage = False
-    hf = SimpleNamespace(hidden_size=8, num_attention_heads=2, num_key_value_heads=1, intermediate_size=16)
 
     def __init__(self) -> None:
         self.passes: list[list[MicroBatch]] = []
