@@ -76,15 +76,21 @@ def check(config: Config, world_size: int, *, gpu: bool | None = None) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Refuse data files that are not there, which is otherwise found once torch and vLLM are loaded, or the supervised
-    warm start begins. Raises UserError naming the key and the file."""
+    """Refuse data files that cannot be read, which is otherwise found once torch and vLLM are loaded, or the supervised
+    warm start begins. A run that has its warm start goes on without the data of that. Raises UserError naming the key
+    and the file."""
+    warm = config.warm_start
     lists = {"data.train": config.data.train, "data.eval": config.data.eval,
-             "warm_start.data": config.warm_start.data if config.warm_start else []}
+             "warm_start.data": warm.data if warm and not Path(config.run, "warm").exists() else []}
     for key, files in lists.items():
         for i, file in enumerate(files):
-            if not Path(file).is_file():
+            try:
+                open(file, "rb").close()
+            except FileNotFoundError:
                 raise UserError(f"{key}.{i} = {file!r}: no such data file (a relative path is taken from the directory "
-                                "that srpo is started in)")
+                                "that srpo is started in)") from None
+            except OSError as e:
+                raise UserError(f"{key}.{i} = {file!r}: cannot be read: {e.strerror}") from None
 
 
 def _check_training(p: Parallel, hf: dict[str, Any]) -> None:

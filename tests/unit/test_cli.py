@@ -75,6 +75,20 @@ def test_missing_data_are_named_before_torch_loads(config, capsys, override, key
     assert f"error: {key} = 'none.jsonl': no such data file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("file", "why"), [(".", "Is a directory"), ("x" * 300, "File name too long")])
+def test_unreadable_data_are_one_line(config, capsys, file, why):
+    assert cli.command(["train", config, f"data.train=[{file}]"]) == 2
+    assert capsys.readouterr().err == f"srpo: error: data.train.0 = {file!r}: cannot be read: {why}\n"
+
+
+def test_the_data_of_a_warm_start_may_be_gone_after_it(config, fake, tmp_path):
+    fake(train=lambda config: None)
+    warm_start = "warm_start={data: [none.jsonl], steps: 1}"
+    assert cli.command(["train", config, warm_start]) == 2
+    (tmp_path / "run" / "warm").mkdir(parents=True)
+    assert cli.command(["train", config, warm_start]) == 0
+
+
 def test_a_cache_too_small_for_a_response_is_told_before_torch_loads(config, capsys):
     """2 x 2 heads x 2 wide x 2 bytes x 2 layers: 32 bytes a token, of a prompt of 1,024 and a response of 64."""
     assert heavy_modules_after("train", config, "rollout.kv_cache_gib=3e-5") == "pydantic"
