@@ -10,6 +10,8 @@ from srpo.config import Config
 from srpo.plan.shape import Shape
 
 FLOAT32 = 4
+BLOCK = 128
+"""Tokens of one block of vLLM's KV cache on CPU; GPUs have smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,22 @@ class Job:
         return 2 * heads * self.shape.head_dim * self.itemsize * self.shape.layers / self.config.rollout.pipeline
 
     @property
+    def least_cache(self) -> int:
+        """Tokens of KV cache without which vLLM does not start: the longest sequence in whole blocks, and a block that
+        it keeps to itself."""
+        return _up(self.longest + 1, BLOCK) + BLOCK
+
+    @property
     def cramped(self) -> str:
-        """Why the KV cache is too small to begin with, or "". vLLM refuses one that does not hold a single sequence."""
+        """Why the KV cache is too small to begin with, or ""."""
         cache, tokens = self.config.rollout.kv_cache_gib, self.longest + 1
-        holds = cache * 2**30 / self.kv_bytes_per_token
-        if holds >= tokens:
+        holds, least = cache * 2**30 / self.kv_bytes_per_token, self.least_cache * self.kv_bytes_per_token / 2**30
+        if cache >= least:
             return ""
+        unit = 10.0 ** (math.floor(math.log10(least)) - 1)
         return (f"rollout.kv_cache_gib = {cache:g}: holds {holds:,.0f} tokens, and the longest sequence has {tokens:,} "
-                f"(data.max_prompt_tokens + rollout.max_response_tokens), which take {cache * tokens / holds:.2g}")
+                "(data.max_prompt_tokens + rollout.max_response_tokens), for which vLLM needs "
+                f"{math.ceil(least / unit) * unit:g}")
 
 
 def _up(value: int, multiple: int) -> int:

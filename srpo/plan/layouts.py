@@ -119,13 +119,12 @@ def _with_cache(job: Job, gpu: Gpu) -> Job | None:
     empty = _with(job, rollout=dict(kv_cache_gib=0.0))
     room = gpu.memory.value * GIB - memory.generation(empty, *_taken(gpu)).total
     slots = min(job.config.rollout.max_sequences, -(-job.responses // job.replicas))
-    useful = slots * (job.longest + 1) * job.kv_bytes_per_token
+    useful = max(slots * (job.longest + 1), job.least_cache) * job.kv_bytes_per_token
     cache = min(room / GIB, math.ceil(8 * useful / GIB) / 8)
     if cache > 4:  # fewer sizes, so that a replay serves for several layouts
         cache = cache // 2 * 2
-    if cache * GIB < (job.longest + 1) * job.kv_bytes_per_token:
-        return None
-    return _with(job, rollout=dict(kv_cache_gib=cache))
+    filled = _with(job, rollout=dict(kv_cache_gib=cache))
+    return None if filled.cramped else filled
 
 
 def _taken(gpu: Gpu) -> tuple[int, int]:
