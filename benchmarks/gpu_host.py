@@ -77,9 +77,12 @@ def probe() -> dict[str, Any]:
     looked = subprocess.run([sys.executable, "-c", PROBE], text=True, capture_output=True)
     found = json.loads(looked.stdout) if looked.returncode == 0 else {"cuda": None, "gpus": 0}
     if not found["gpus"]:
-        said = looked.stderr.strip().splitlines()
-        found["why"] = said[-1] if looked.returncode and said else (
-            "torch is a CPU build" if found["cuda"] is None else "torch.cuda.device_count() is 0, see nvidia-smi")
+        if looked.returncode:
+            said = looked.stderr.strip() or f"asking torch ended with exit code {looked.returncode}"
+            found["why"] = said.splitlines()[-1]
+        else:
+            found["why"] = "torch is a CPU build" if found["cuda"] is None else (
+                "torch.cuda.device_count() is 0, see nvidia-smi")
     found["driver"] = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).split("\n")[0]
     found["python"] = sys.version.split()[0]
     found["commit"] = commit()

@@ -160,6 +160,7 @@ def test_without_a_gpu(found: dict[str, Any], tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("torch, why", [
     ("raise ImportError('no libcudart')", "ImportError: no libcudart"),
+    ("import os; os.kill(os.getpid(), 11)", "asking torch ended with exit code -11"),
     ("class version: cuda = None\nclass cuda: device_count = is_available = int", "torch is a CPU build"),
     ("class version: cuda = '13.0'\nclass cuda: device_count = is_available = int",
      "torch.cuda.device_count() is 0, see nvidia-smi")])
