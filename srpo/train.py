@@ -205,12 +205,16 @@ class Run:
         return rollouts
 
     def refill(self, plan: StepPlan, rollouts: Rollouts) -> StepPlan | None:
-        """The plan with another round, where the sampler wants one and the epoch has prompts for it."""
+        """The plan with another round, where the sampler wants one and the epoch has prompts for it.
+
+        Graders are looked at first: while they fail, no group is mixed, and dynamic sampling goes on to its last round.
+        """
+        if self.rank == 0:
+            check_graders(rollouts.problems, rollouts.graded, plan.step)
         return broadcast(self.curriculum.refill(plan, _rows(plan, rollouts)) if self.rank == 0 else None)
 
     def record(self, plan: StepPlan, rollouts: Rollouts) -> list[int]:
         """On rank 0: write the rollouts to the ledger; which of their groups the update uses."""
-        check_graders(rollouts.problems, rollouts.graded, plan.step)
         rows = _rows(plan, rollouts)
         chosen = self.curriculum.record(plan, rows)
         if not self.warned and not any(g.answered for g in rollouts.graded):

@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 
 from srpo.batch import Sample
 from srpo.data.schema import Problem
-from srpo.errors import UserError
+from srpo.errors import Fault, UserError
+from srpo.groups import Rollouts
 from srpo.megatron.step import Trainer
+from srpo.rewards.compose import BROKEN, Graded
 from srpo.statistics import Update
 from srpo.train import Run, _check_samples
 
@@ -221,3 +223,13 @@ def test_begun_groups_of_another_size_are_refused() -> None:
     _check_samples({"samples": 4}, 4)
     with pytest.raises(UserError, match="batch.samples = 2: the checkpoint holds groups of 4 that were begun"):
         _check_samples({"samples": 4}, 2)
+
+
+def test_graders_that_fail_end_a_step_before_it_goes_on() -> None:
+    """Neither is there another round of dynamic sampling, nor anything in the ledger."""
+    problems = [Problem(str(i), "math", "?", answer="1") for i in range(BROKEN)]
+    rollouts = Rollouts(problems, [], [Graded(0.0, 0.0, {}, "math: hung", failed=True)] * 2 * BROKEN)
+    run: Any = SimpleNamespace(rank=0, curriculum=SimpleNamespace())
+    plan: Any = SimpleNamespace(step=3)
+    with pytest.raises(Fault, match="step 3: none of the 16 responses to math problems could be graded: math: hung"):
+        Run.refill(run, plan, rollouts)
