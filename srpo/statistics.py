@@ -121,15 +121,19 @@ def check_canary(update: Update, step: int, prompt_ids: list[str], group: int, t
 
 
 def check_graders(problems: Sequence[Problem], graded: Sequence[Graded], step: int) -> None:
-    """Raise Fault when nothing of a domain, of `BROKEN` problems or more, could be graded: it is then the machine's
-    fault, and the ledger, by which prompts leave and stages end, would hold that the policy solves nothing."""
+    """Raise UserError when nothing of a domain, of `BROKEN` problems or more, could be graded: the ledger, by which
+    prompts leave and stages end, would hold that the policy solves nothing. It is the machine's Fault, but for what a
+    user's function raises, and would raise again."""
     group = len(graded) // len(problems)
     for domain in DOMAINS:
         found = [g for i, g in enumerate(graded) if problems[i // group].domain == domain]
         if len(found) >= BROKEN * group and all(g.failed for g in found):
-            raise Fault(f"step {step}: none of the {len(found)} responses to {domain} problems could be graded: "
-                        f"{found[-1].reason}; nothing was recorded or updated. If the machine is merely slow, raise "
-                        "reward.timeout or lower reward.workers")
+            faults = [g for g in found if not g.mistaken]
+            told = (f"step {step}: none of the {len(found)} responses to {domain} problems could be graded: "
+                    f"{(faults or found)[-1].reason}; nothing was recorded or updated")
+            if faults:
+                raise Fault(f"{told}. If the machine is merely slow, raise reward.timeout or lower reward.workers")
+            raise UserError(told)
 
 
 def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], advantage: list[float],

@@ -38,8 +38,8 @@ class Response:
 
 @dataclass(frozen=True)
 class Graded:
-    """`correct` in [0, 1]; `parts` are weighted and add up to `reward`; `failed`: it could not be graded; `answered`:
-    there was an answer or program to judge."""
+    """`correct` in [0, 1]; `parts` are weighted and add up to `reward`; `failed`: it could not be graded, `mistaken`:
+    because a user's function raised; `answered`: there was an answer or program to judge."""
 
     correct: float
     reward: float
@@ -47,6 +47,7 @@ class Graded:
     reason: str
     failed: bool
     answered: bool = True
+    mistaken: bool = False
 
 
 def judge(custom: Sequence[CustomReward]) -> CustomReward:
@@ -125,7 +126,8 @@ class Graders:
                 failed.setdefault(name, []).append((response.problem.id, why))
             if isinstance(answer, dict):
                 succeeded |= self._called_for(response.problem) - {name for name, _ in failures}
-            graded[key] = _failed(failures) if failures else _graded(answer)  # type: ignore[arg-type]
+            mistaken = isinstance(answer, dict) and all(name in self._failing for name, _ in failures)
+            graded[key] = _failed(failures, mistaken) if failures else _graded(answer)  # type: ignore[arg-type]
         self._heed(succeeded, failed)
         return graded
 
@@ -157,8 +159,9 @@ def _failures(response: Response, answer: dict[str, Any] | Lost) -> list[tuple[s
     return [(name, why) for name, why in answer["errors"]]
 
 
-def _failed(failures: list[tuple[str, str]]) -> Graded:
-    return Graded(0.0, 0.0, {}, "; ".join(f"{name}: {why}" for name, why in failures), failed=True)
+def _failed(failures: list[tuple[str, str]], mistaken: bool) -> Graded:
+    reason = "; ".join(f"{name}: {why}" for name, why in failures)
+    return Graded(0.0, 0.0, {}, reason, failed=True, mistaken=mistaken)
 
 
 def _graded(answer: dict[str, Any]) -> Graded:

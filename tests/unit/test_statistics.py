@@ -136,6 +136,19 @@ def test_a_domain_that_cannot_be_graded_stops_the_run(code: int, stops: bool):
         check_graders(problems, graded, 3)
 
 
+def test_a_function_that_raises_is_no_fault_of_the_machine():
+    """Which torchrun would start again, to meet it again."""
+    problems = [Problem(str(i), "math", "?", answer="1") for i in range(BROKEN)]
+    raised = Graded(0.0, 0.0, {}, "my:f: KeyError: 'x'", failed=True, mistaken=True)
+    hung = Graded(0.0, 0.0, {}, "math: no answer within 10 s", failed=True)
+    with pytest.raises(UserError) as error:
+        check_graders(problems, [raised] * BROKEN, 3)
+    assert not isinstance(error.value, Fault)
+    assert str(error.value).endswith("my:f: KeyError: 'x'; nothing was recorded or updated")
+    with pytest.raises(Fault, match="graded: math: no answer .* raise reward.timeout"):
+        check_graders(problems, [hung, *[raised] * (BROKEN - 1)], 3)
+
+
 def test_step_metrics():
     problems = [Problem("m", "math", "?", answer="1"), Problem("c", "code", "?", tests={})]
     made = [Sample(np.array([1]), np.ones(n, np.int32), truncated=n == 4) for n in (1, 2, 3, 4)]

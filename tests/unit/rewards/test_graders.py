@@ -180,7 +180,7 @@ def test_a_failing_grader_costs_one_response_a_zero(graders, caplog, name, why):
         out = g.grade([response(t, math(f"m{i}")) for i, t in enumerate(texts)])
     assert [(o.correct, o.reward, o.failed) for o in out] == [
         (1.0, 2.1, False), (0.0, 0.0, True), (1.0, 2.1, False), (1.0, 2.1, False)]
-    assert why in out[1].reason
+    assert why in out[1].reason and out[1].mistaken == ("died" not in why and "no answer" not in why)
     line, = caplog.messages
     assert f"custom_rewards:{name} failed on problem m1: " in line and why in line and len(line) < 800
     assert [o.failed for o in g.grade([response()])] == [False], "the next step is graded as if nothing had happened"
