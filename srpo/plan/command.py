@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,8 +69,16 @@ def plan(path: str, overrides: list[str], gpus: int, gpu_name: str, ledger: Path
     else:
         from srpo.plan.report import show
 
-        show(made, shlex.join(["srpo", "train", path, *overrides]))
+        show(made, f"{_launcher(gpus, gpu(gpu_name))} {shlex.join([path, *overrides])}")
     return 1 if made.verdict else 0
+
+
+def _launcher(gpus: int, device: Gpu) -> str:
+    """What starts a run on so many GPUs, up to its configuration."""
+    nodes = math.ceil(gpus / device.node.value)
+    if nodes > 1:
+        return f"NNODES={nodes} RDZV_ENDPOINT=HOST:29400 launch/torchrun.sh"
+    return "srpo train" if gpus == 1 else f"torchrun --nproc-per-node {gpus} -m srpo train"
 
 
 def make(config: Config, gpus: int, device: Gpu, title: str, ledger: Path | None = None,

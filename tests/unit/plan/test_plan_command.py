@@ -92,9 +92,21 @@ def test_what_does_not_fit_says_where_and_by_how_much_and_what_would(capsys):
     assert code == 1 and "does not fit: update needs" in own and "too much" in " ".join(out.splitlines()[:2])
     assert out.index("Memory of one GPU") < fits
     first, = (line for line in out[fits:].splitlines() if line.startswith("The first one: "))
-    command, config, given, *settings = shlex.split(first.removeprefix("The first one: srpo "))
-    assert (command, config, given) == ("train", str(SEVEN), "batch.micro_batch_tokens=65536")
+    line = first.removeprefix("The first one: torchrun --nproc-per-node 8 -m srpo train ")
+    config, given, *settings = shlex.split(line)
+    assert (config, given) == (str(SEVEN), "batch.micro_batch_tokens=65536")
     assert plan(capsys, config, given, *settings, "--gpus", 8)[0] == 0
+
+
+@pytest.mark.parametrize("gpus, launcher", [
+    (1, "srpo train"), (16, "NNODES=2 RDZV_ENDPOINT=HOST:29400 launch/torchrun.sh")])
+def test_the_command_to_copy_starts_all_ranks(capsys, tmp_path, gpus, launcher):
+    model = dict(model_type="qwen2", hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                 num_attention_heads=14, num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    settings = f"model.path={tmp_path}", "rollout.kv_cache_gib=1000"
+    _, out, _ = plan(capsys, SEVEN, *settings, "--gpus", gpus)
+    assert f"The first one: {launcher} {SEVEN} {' '.join(settings)} " in out
 
 
 def test_what_cannot_run_says_so_and_what_could(capsys):
