@@ -3,12 +3,12 @@
     python -m benchmarks.bench_canary model.dtype=bfloat16 --out new.json
     python -m benchmarks.bench_canary --config configs/smollm2.yaml model.dtype=bfloat16 --out new.json
 
-Takes --steps real steps (bench_step says what of a configuration it changes), then two in which the trainer's weights
-are changed between generation and update, as if vLLM had generated with others: set back by one update, and one matrix
-off by a hundredth. Nothing else of the steps differs. The canary looks at the largest mean over the tokens of a prompt;
-`worst_prompt_to_threshold` is that with the right weights over rollout.canary: above 1 a good run would have stopped. A
-threshold serves where it lies above the right weights' worst prompt and below that of wrong ones; what stays below it,
-the canary cannot see.
+Takes --steps real steps (bench_step says what of a configuration it changes), then three in which the trainer's weights
+are changed between generation and update, as if vLLM had generated with others: set back by one update, one matrix off
+by a hundredth, and one with its rows shifted by one, as where a slice is taken at the wrong place. Nothing else of the
+steps differs. The canary looks at the largest mean over the tokens of a prompt; `worst_prompt_to_threshold` is that
+with the right weights over rollout.canary: above 1 a good run would have stopped. A threshold serves where it lies
+above the right weights' worst prompt and below that of wrong ones; what stays below it, the canary cannot see.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from srpo.data.schema import Problem
 from srpo.statistics import Update, by_prompt
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999)
-RIGHT, BACK, OFF = "same weights", "weights of one update before", "one matrix 1 % off"
+RIGHT = "same weights"
 
 
 class CanaryRun(BenchmarkRun):
     """Keeps the differences of each step, and changes weights where it is told to, once vLLM has generated."""
 
-    change: Callable[[], None] | None = None
+    change: Callable[[CanaryRun], None] | None = None
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -58,7 +58,7 @@ class CanaryRun(BenchmarkRun):
     def update(self, step: int, problems: list[Problem], samples: list[Sample], advantage: list[float]) -> Update:
         before = [parameter.detach().clone() for _, parameter in self.trainer.named_parameters()]
         if self.change is not None:
-            self.change()
+            self.change(self)
         self.before = before
         update = super().update(step, problems, samples, advantage)
         prompts = by_prompt(update.diffs, self.config.batch.samples).values()
@@ -72,7 +72,14 @@ class CanaryRun(BenchmarkRun):
 
     @torch.no_grad()
     def spoil(self) -> None:
-        next(p for name, p in self.trainer.named_parameters() if name.endswith("mlp.linear_fc2.weight")).mul_(1.01)
+        self.a_matrix().mul_(1.01)
+
+    @torch.no_grad()
+    def shift(self) -> None:
+        self.a_matrix().copy_(self.a_matrix().roll(1, 0))
+
+    def a_matrix(self) -> torch.Tensor:
+        return next(p for name, p in self.trainer.named_parameters() if name.endswith("mlp.linear_fc2.weight"))
 
     def taken(self) -> np.ndarray:
         """The differences of all ranks' tokens since the last call."""
@@ -81,16 +88,19 @@ class CanaryRun(BenchmarkRun):
         return np.concatenate(all_gather(mine))
 
 
+WRONG = {"weights of one update before": CanaryRun.set_back, "one matrix 1 % off": CanaryRun.spoil,
+         "one matrix's rows shifted": CanaryRun.shift}
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options = parser(__doc__, 10).parse_args(arguments)
     threshold = configuration.load(options.config or QUICKSTART, options.overrides).rollout.canary
     overrides = [*options.overrides, "rollout.canary=1e9"]  # it is to be looked at, not to end the run
-    with started(CanaryRun, options.config, overrides, options.steps + 2) as run:
-        found: dict[str, list[np.ndarray]] = {RIGHT: [], BACK: [], OFF: []}
-        worst: dict[str, list[float]] = {RIGHT: [], BACK: [], OFF: []}
-        changes = {RIGHT: None, BACK: run.set_back, OFF: run.spoil}
-        for name in [RIGHT] * options.steps + [BACK, OFF]:
-            run.change = changes[name]
+    with started(CanaryRun, options.config, overrides, options.steps + len(WRONG)) as run:
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (RIGHT, *WRONG)}
+        worst: dict[str, list[float]] = {name: [] for name in (RIGHT, *WRONG)}
+        for name in [RIGHT] * options.steps + [*WRONG]:
+            run.change = WRONG.get(name)
             take(run)
             found[name].append(run.taken())
             worst[name].append(run.worst_prompt)
@@ -124,7 +134,7 @@ def table(document: dict[str, Any]) -> str:
     lines += [f"{name:32}{found['tokens']:8}" + "".join(f"{found[column]:13.2g}" for column in columns)
               for name, found in document["distributions"].items()]
     good = document["distributions"][RIGHT]["worst prompt"]
-    seen = [name for name in (BACK, OFF) if document["distributions"][name]["worst prompt"] > document["threshold"]]
+    seen = [name for name in WRONG if document["distributions"][name]["worst prompt"] > document["threshold"]]
     lines.append(f"a good run reaches {good / document['threshold']:.2g} of the threshold; wrong weights that it sees: "
                  + (", ".join(seen) or "none"))
     return "\n".join(lines)
