@@ -85,7 +85,7 @@ class Curriculum:
             why = self._ended()
             if self._order is not None and (why or self._cursor >= len(self._order) and not self._begun):
                 self._close_epoch()
-                why = self._ended()
+                why = why or self._ended()  # an epoch that was cut short counts, but is not what ended the stage
             if why is None and self._order is None and not self._open_epoch():
                 why = f"no {' or '.join(stage.domains)} prompt is left after resampling"
                 self._event("emptied", f"stage {stage.name}: {why}")

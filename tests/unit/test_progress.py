@@ -91,6 +91,18 @@ def test_a_stage_ends_by_hand_between_two_steps(toy: Toy):
     assert [json.loads(line)["step"] for line in (toy.path / "stages.jsonl").read_text().splitlines()] == [4]
 
 
+def test_a_stage_that_ends_by_hand_in_its_last_epoch_says_so(toy: Toy):
+    """And what takes it back: a longer stage would not go on."""
+    toy.configure([{"name": "sums", "domains": ["math"], "until": "epochs", "epochs": 2}])
+    with toy:
+        toy.steps(3)  # an epoch has as many
+        end_stage(toy.path)
+        assert toy.steps(9) == ["sums"]
+        assert toy.line("sums")[-1] == "ended: by hand after 4 steps"
+        with pytest.raises(UserError, match=r"add a stage .* or remove the last line of its stages\.jsonl"):
+            end_stage(toy.path)
+
+
 def test_a_run_taken_back_ends_it_at_the_same_step(toy: Toy):
     with toy:
         toy.steps(1)
