@@ -175,6 +175,14 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
     return metrics | times
 
 
+def of_all_replicas(times: Mapping[str, float], generating: Sequence[float]) -> dict[str, float]:
+    """Rank 0's times of a step, `generating` being every rank's seconds of generation: where rank 0 had less to
+    generate than others, or nothing, it has waited for them in the next phase."""
+    waited = max(generating) - generating[0]
+    return {**times, "time/rollout": times["time/rollout"] + waited,
+            "time/reward": max(0.0, times["time/reward"] - waited)}
+
+
 def average_at_k(problems: Sequence[Problem], graded: Sequence[Graded], files: Mapping[str, str]) -> dict[str, float]:
     """avg@k by domain, as eval/math, and also by file, as eval/aime.jsonl, where the problems are of several: the mean
     correctness of all samples of all its problems.

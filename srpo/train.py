@@ -44,6 +44,7 @@ from srpo.statistics import (
     average_at_k,
     check_canary,
     check_graders,
+    of_all_replicas,
     step_metrics,
     update_statistics,
 )
@@ -182,12 +183,13 @@ class Run:
         with self.monitor.phase("sync"):
             self.engine.sync()
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
-        metrics |= step_metrics(rollouts.problems, rollouts.samples, rollouts.graded, advantage, update,
-                                self.monitor.times())
+        own = self.monitor.own_times()
+        times = of_all_replicas(self.monitor.times(), all_gather(own["rollout"]))
+        metrics |= step_metrics(rollouts.problems, rollouts.samples, rollouts.graded, advantage, update, times)
         metrics |= {"optimizer/lr": self.lr(plan.step), "time/checkpoint": self.monitor.spent("checkpoint"),
                     "rollout/rounds": plan.rounds,
                     "rollout/discarded": 1 - len(trained.samples) / len(rollouts.samples)}
-        metrics |= self.stragglers.observe(self.monitor.own_times())
+        metrics |= self.stragglers.observe(own)
         metrics |= {"weights/aliased_bytes": self.engine.weights.aliased_bytes,
                     "weights/moved_bytes": self.engine.weights.moved_bytes}
         return metrics

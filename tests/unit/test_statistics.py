@@ -21,6 +21,7 @@ from srpo.statistics import (
     by_prompt,
     check_canary,
     check_graders,
+    of_all_replicas,
     step_metrics,
     update_statistics,
 )
@@ -164,6 +165,14 @@ def test_step_metrics():
     assert got["reward/std"] == pytest.approx(0.025), "0 in the first group, 0.05 in the second"
     only = step_metrics(problems[:1], made[:2], graded[:2], advantage[:2], total, TIMES)
     assert "reward/code" not in only and "accuracy/code" not in only
+
+
+def test_generation_lasts_until_the_slowest_replica_is_done():
+    """A short step had nothing for rank 0: its tokens were over no time, and grading over all of it."""
+    times = {"time/rollout": 0.5, "time/reward": 9.0, "time/update": 2.0}
+    assert of_all_replicas(times, [0.5, 8.5, 3.0]) == {"time/rollout": 8.5, "time/reward": 1.0, "time/update": 2.0}
+    assert of_all_replicas(times, [0.5, 0.25]) == times
+    assert of_all_replicas(times, [0.5, 9.75])["time/reward"] == 0.0, "clocks began at moments of their own"
 
 
 def test_parts_of_the_reward():
