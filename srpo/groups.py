@@ -58,8 +58,9 @@ class Groups:
         self._samples, self._quota = samples, quota
         self._finished: dict[str, Group] = {i: {} for i in share}
         self._complete: list[str] = []
-        self.begun = {(i, j): sample for i, group in begun.items() for j, sample in group.items()}
-        """By prompt and sample."""
+        self.begun = {(i, j): replace(sample, stale=len(sample.tokens))
+                      for i, group in begun.items() for j, sample in group.items()}
+        """By prompt and sample; an older policy has sampled all that they hold."""
 
     @property
     def enough(self) -> bool:
@@ -76,12 +77,12 @@ class Groups:
         return {i: [self._finished[i][j] for j in range(self._samples)] for i in self._complete[: self._quota]}
 
     def left(self, interrupted: Mapping[tuple[str, int], Sample]) -> dict[str, Group]:
-        """The other groups, as the next step begins with them: an older policy has then sampled all that they hold."""
+        """The other groups, which the next step begins with."""
         rest: dict[str, Group] = {i: {} for i in self._finished if i not in self._complete[: self._quota]}
         finished = {(i, j): sample for i, group in self._finished.items() for j, sample in group.items()}
         for (i, j), sample in (self.begun | dict(interrupted) | finished).items():
             if i in rest:
-                rest[i][j] = replace(sample, stale=len(sample.tokens))
+                rest[i][j] = sample
         return rest
 
 

@@ -137,8 +137,9 @@ def check_graders(problems: Sequence[Problem], graded: Sequence[Graded], step: i
 
 
 def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Graded], advantage: list[float],
-                 update: Update, times: dict[str, float]) -> dict[str, Any]:
-    """The step's line in metrics.jsonl, weights apart. Domains without a sample in the step have no entry."""
+                 update: Update, times: dict[str, float], left: Iterable[Sample] = ()) -> dict[str, Any]:
+    """The step's line in metrics.jsonl, weights apart. Domains without a sample in the step have no entry. `left`: the
+    responses that the next step goes on with."""
     group = len(samples) // len(problems)
     metrics: dict[str, Any] = {
         "reward/mean": _mean([g.reward for g in graded]),
@@ -169,7 +170,7 @@ def step_metrics(problems: list[Problem], samples: list[Sample], graded: list[Gr
         "rollout/logprob_diff_mean": diff and diff.total / diff.tokens,
         "rollout/logprob_diff_max": diff and diff.largest,
         "rollout/stale": sum(s.stale for s in samples) / sum(len(s.tokens) for s in samples),
-        "rollout/tokens_per_s": sum(len(s.tokens) - s.stale for s in samples) / times["time/rollout"],
+        "rollout/tokens_per_s": sum(len(s.tokens) - s.stale for s in (*samples, *left)) / times["time/rollout"],
         "train/tokens_per_s": update.processed / times["time/update"],
     }
     return metrics | times

@@ -185,7 +185,8 @@ class Run:
         metrics = {"step": plan.step, "epoch": plan.epoch, "stage": plan.stage}
         own = self.monitor.own_times()
         times = of_all_replicas(self.monitor.times(), all_gather(own["rollout"]))
-        metrics |= step_metrics(rollouts.problems, rollouts.samples, rollouts.graded, advantage, update, times)
+        metrics |= step_metrics(rollouts.problems, rollouts.samples, rollouts.graded, advantage, update, times,
+                                [s for group in self.begun.values() for s in group.values()])
         metrics |= {"optimizer/lr": self.lr(plan.step), "time/checkpoint": self.monitor.spent("checkpoint"),
                     "rollout/rounds": plan.rounds,
                     "rollout/discarded": 1 - len(trained.samples) / len(rollouts.samples)}

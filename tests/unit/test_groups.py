@@ -40,24 +40,26 @@ def test_the_first_complete_groups_are_chosen_and_nothing_is_lost():
     assert list(chosen) == ["b"] and [s.tokens.tolist() for s in chosen["b"]] == [[4], [1]]
     left = groups.left({("a", 1): sample(5, finished=False), ("c", 1): sample(finished=False)})
     found = {(i, j): (s.tokens.tolist(), s.finished, s.stale) for i, group in left.items() for j, s in group.items()}
-    assert found == {("a", 0): ([2, 3], True, 2), ("a", 1): ([5], False, 1), ("c", 1): ([], False, 0)}
+    assert found == {("a", 0): ([2, 3], True, 0), ("a", 1): ([5], False, 0), ("c", 1): ([], False, 0)}
+    begun = Groups(["a", "b", "c"], 2, 1, left).begun
+    assert {key: s.stale for key, s in begun.items()} == {("a", 0): 2, ("a", 1): 1, ("c", 1): 0}
 
 
 def test_a_group_beyond_the_quota_waits_complete():
     groups = Groups(["a", "b"], 1, 1, {})
     groups.add({("b", 0): sample(1), ("a", 0): sample(2)})
     assert list(groups.chosen()) == ["b"]
-    assert groups.left({})["a"][0].finished and groups.left({})["a"][0].stale == 1
+    assert groups.left({})["a"][0].finished
 
 
 def test_what_was_begun_stays_begun_when_its_turn_does_not_come():
     """A replica whose quota is nought, or reached by what it began with, hands its responses on as they were."""
-    begun = {"a": {0: sample(1, 2, finished=False, stale=2), 1: sample(3, stale=1)}}
+    begun = {"a": {0: sample(1, 2, finished=False), 1: sample(3)}}
     groups = Groups(["a", "b"], 2, 0, begun)
     assert groups.enough and set(groups.begun) == {("a", 0), ("a", 1)}
-    groups.add({("a", 1): begun["a"][1]})
+    groups.add({("a", 1): groups.begun["a", 1]})
     left = groups.left({})
-    assert left["a"][0] is not None and left["a"][0].tokens.tolist() == [1, 2] and left["a"][1].stale == 1
+    assert left["a"][0].tokens.tolist() == [1, 2] and [left["a"][j].stale for j in (0, 1)] == [2, 1]
     assert left["b"] == {}
 
 

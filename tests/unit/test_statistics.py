@@ -163,6 +163,9 @@ def test_step_metrics():
     assert (got["groups/zero_advantage"], got["groups/all_correct"], got["groups/all_wrong"]) == (0.5, 0.5, 0.5)
     assert got["rollout/tokens_per_s"] == 5.0 and got["train/tokens_per_s"] == 4.0 and got["rollout/truncated"] == 0.25
     assert got["reward/std"] == pytest.approx(0.025), "0 in the first group, 0.05 in the second"
+    left = [Sample(np.array([1]), np.ones(5, np.int32), stale=3, finished=False)]
+    more = step_metrics(problems, made, graded, advantage, total, TIMES, left)
+    assert more == got | {"rollout/tokens_per_s": 6.0}, "two tokens more, in two seconds"
     only = step_metrics(problems[:1], made[:2], graded[:2], advantage[:2], total, TIMES)
     assert "reward/code" not in only and "accuracy/code" not in only
 
