@@ -373,7 +373,7 @@ class Run:
         responses = state.get("responses", {}) if state else {}  # older checkpoints have none
         if self.rank == 0:
             if state and responses:
-                _check_samples(state, self.config.batch.samples)
+                _check_begun(state, self.config)
             self.curriculum.load_state_dict(state)
             stored.forget(self.folder, step)
             if self.prompts.dropped:
@@ -429,12 +429,22 @@ def _check_resumable(run: Path, ledger: Ledger) -> None:
                         "remove this one)")
 
 
-def _check_samples(state: dict[str, Any], samples: int) -> None:
-    """Raise UserError where groups that were begun are of another size."""
-    began = state.get("samples", samples)  # older checkpoints do not say
-    if began != samples:
-        raise UserError(f"batch.samples = {samples}: the checkpoint holds groups of {began} that were begun "
-                        "(rollout.oversample); restore it, or choose another run folder")
+def _check_begun(state: dict[str, Any], config: Config) -> None:
+    """Raise UserError where the groups that were begun (rollout.oversample) cannot go on with these settings."""
+    way_out = "restore it, or choose another run folder"
+    began = state.get("samples", config.batch.samples)  # older checkpoints do not say
+    if began != config.batch.samples:
+        raise UserError(f"batch.samples = {config.batch.samples}: the checkpoint holds groups of {began} that were "
+                        f"begun (rollout.oversample); {way_out}")
+    if config.algorithm.tis_cap is None:
+        raise UserError("algorithm.tis_cap: required, also with rollout.oversample = 1: the checkpoint holds groups "
+                        f"that earlier policies began; {way_out}")
+    limit = config.rollout.max_response_tokens
+    responses = [Sample.from_state([], s) for group in state["responses"].values() for s in group.values()]
+    longest = max((len(s.tokens) + (not s.finished) for s in responses), default=0)
+    if longest > limit:
+        raise UserError(f"rollout.max_response_tokens = {limit}: the checkpoint holds responses that were begun "
+                        f"(rollout.oversample) and need at least {longest}; {way_out}")
 
 
 def _rows(plan: StepPlan, rollouts: Rollouts) -> list[RolloutRow]:

@@ -3,6 +3,7 @@ nothing the same gradients and metrics as if all had taken part."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from harness import Case
 from megatron.core import parallel_state as mpu
-from models import build, full_tensors, make_model, make_samples, saved_model
+from models import build, config, full_tensors, make_model, make_samples, saved_model
 from transformers import PreTrainedModel
 
 from srpo.batch import Sample
@@ -25,7 +26,7 @@ from srpo.groups import Rollouts
 from srpo.megatron.step import Trainer
 from srpo.rewards.compose import BROKEN, Graded
 from srpo.statistics import Update
-from srpo.train import Run, _check_samples
+from srpo.train import Run, _check_begun
 
 COUNT, GROUP = 16, 4
 LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "tp2": {"tensor": 2}, "pp2": {"pipeline": 2},
@@ -219,10 +220,24 @@ def test_responses_without_advantage_only_pass_forward(measured: dict[str, float
     assert measured["worst"] == 5
 
 
-def test_begun_groups_of_another_size_are_refused() -> None:
-    _check_samples({"samples": 4}, 4)
-    with pytest.raises(UserError, match="batch.samples = 2: the checkpoint holds groups of 4 that were begun"):
-        _check_samples({"samples": 4}, 2)
+@pytest.mark.parametrize(("settings", "message"), [
+    ({}, None),
+    ({"batch": {"samples": 2}}, "batch.samples = 2: the checkpoint holds groups of 4 that were begun"),
+    ({"algorithm": {}}, "algorithm.tis_cap: required, also with rollout.oversample = 1: the checkpoint holds groups"),
+    ({"rollout": {"max_response_tokens": 8}},
+     r"rollout.max_response_tokens = 8: the checkpoint .* need at least 9; restore it, or choose another run folder"),
+], ids=["goes on", "another size", "unweighted", "too long"])
+def test_begun_groups_that_cannot_go_on_are_refused(settings: dict[str, Any], message: str | None) -> None:
+    begun = {0: _sample(8, finished=False), 1: _sample(9), 3: _sample(0, finished=False)}
+    state = {"samples": 4, "responses": {"a": {j: s.state() for j, s in begun.items()}, "b": {}}}
+    sections: dict[str, Any] = {"batch": {"samples": 4}, "algorithm": {"tis_cap": 2.0},
+                                "rollout": {"max_response_tokens": 9}}
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        _check_begun(state, config(Path("model"), **sections | settings))
+
+
+def _sample(tokens: int, finished: bool = True) -> Sample:
+    return Sample(np.array([1]), np.ones(tokens, np.int32), np.zeros(tokens, np.float32), finished=finished)
 
 
 def test_graders_that_fail_end_a_step_before_it_goes_on() -> None:
