@@ -399,8 +399,9 @@ class Run:
         self.saved = time.monotonic()
         state = {}
         if self.rank == 0:
-            begun = {i: {j: s.state() for j, s in group.items()} for i, group in self.begun.items()}
-            state = self.curriculum.state_dict() | {"responses": begun, "samples": self.config.batch.samples}
+            state = self.curriculum.state_dict()
+            begun = {i: {j: s.state() for j, s in self.begun[i].items()} for i in state["begun"]}
+            state |= {"responses": begun, "samples": self.config.batch.samples}
         with self.monitor.phase("checkpoint"):
             self.checkpoints.save(step, self.trainer, state)
 

@@ -236,6 +236,17 @@ def test_begun_groups_that_cannot_go_on_are_refused(settings: dict[str, Any], me
         _check_begun(state, config(Path("model"), **sections | settings))
 
 
+def test_a_checkpoint_holds_the_groups_that_go_on_and_not_those_of_a_stage_that_ended() -> None:
+    saved: list[dict[str, Any]] = []
+    run: Any = SimpleNamespace(
+        rank=0, config=config(Path("model")), trainer=None, begun={"a": {0: _sample(1)}, "b": {}, "c": {0: _sample(2)}},
+        curriculum=SimpleNamespace(state_dict=lambda: {"begun": ["c", "b"]}),
+        checkpoints=SimpleNamespace(save=lambda step, trainer, state: saved.append(state)),
+        monitor=SimpleNamespace(phase=lambda name: nullcontext()))
+    Run.save(run, 3)
+    assert {i: list(group) for i, group in saved[0]["responses"].items()} == {"c": [0], "b": []}
+
+
 def _sample(tokens: int, finished: bool = True) -> Sample:
     return Sample(np.array([1]), np.ones(tokens, np.int32), np.zeros(tokens, np.float32), finished=finished)
 
