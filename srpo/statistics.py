@@ -56,6 +56,7 @@ class Update:
     clipped: float = 0
     kl: float = 0
     grad_norm: float = 0
+    """Of the last one, not a sum."""
     diffs: dict[int, Difference] = field(default_factory=dict)
     """How far trainer_logprobs are from rollout_logprobs, by the sample's index among the step's, where any are."""
 
@@ -66,7 +67,7 @@ class Update:
             for f in fields(Update):
                 if f.name not in ("grad_norm", "diffs"):
                     setattr(total, f.name, getattr(total, f.name) + getattr(part, f.name))
-            total.grad_norm = part.grad_norm or total.grad_norm
+            total.grad_norm = part.grad_norm
             total.diffs |= part.diffs
         return total
 

@@ -77,6 +77,7 @@ def test_update_adds_up():
     total, made = update()
     assert total.tokens == 12 and total.processed == 16 and total.diffs == {i: (3, 0.0, 0.0) for i in range(4)}
     assert total.entropy > 0 and total.policy_loss == pytest.approx(-3 * (1.0 - 1.0 + 0.5), abs=1e-5)
+    assert Update.merge([Update(grad_norm=2.0), Update(grad_norm=0.0)]).grad_norm == 0, "the last update's"
 
 
 @pytest.mark.parametrize("where", range(4))
