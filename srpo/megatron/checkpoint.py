@@ -231,7 +231,8 @@ class Checkpointer:
         staging.rename(final)
         sync(self.directory)
         self._point_to(name)
-        complete = [p for p in self._complete() if p.name != name]
+        # First those that the run was taken back from: the ledger has forgotten their steps, nothing can load them.
+        complete = sorted((p for p in self._complete() if p.name != name), key=lambda p: p.name < name)
         for old in complete[: max(0, len(complete) - self.keep + 1)]:
             hidden = old.rename(self.directory / f".{old.name}.old")  # never half of one under a complete one's name
             shutil.rmtree(hidden)

@@ -167,7 +167,13 @@ def kept(_: str) -> dict[str, Any]:
     for step in (5, 10, 15):
         checkpoints.save(step, trainer, {})
     checkpoints.poll(blocking=True)
-    return {"files": sorted(p.name for p in checkpoints.directory.iterdir())}
+    files = sorted(p.name for p in checkpoints.directory.iterdir())
+    dist.barrier()
+    if dist.get_rank() == 0:
+        (checkpoints.directory / "latest").write_text("step-00000010")
+    dist.barrier()
+    checkpoints.save(12, trainer, {}, blocking=True)
+    return {"files": files, "afterwards": sorted(p.name for p in checkpoints.directory.iterdir())}
 
 
 def again(_: str) -> dict[str, Any]:
@@ -423,6 +429,7 @@ def test_waiting_for_a_slow_writer_is_no_hang(measured: dict[str, Any]) -> None:
 @on_two_ranks("kept")
 def test_old_checkpoints_leave(measured: dict[str, Any]) -> None:
     assert measured["files"] == ["latest", "step-00000010", "step-00000015"]
+    assert measured["afterwards"] == ["latest", "step-00000010", "step-00000012"], "taken back to 10"
 
 
 @on_two_ranks("again")
