@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from srpo.errors import UserError
-from srpo.files import writing
+from srpo.files import sync, writing
 from srpo.megatron.layout import Entry, layout
 
 SHARD_BYTES = 5 * 10**9
@@ -205,10 +205,14 @@ def _copy_companions(source: Path, target: Path, dtype: torch.dtype) -> None:
 
 
 def _replace(target: Path, staging: Path) -> None:
-    """Put `staging` at `target`; an interruption leaves the old one, the new one or none, never a mixture."""
+    """Put `staging` at `target`; an interruption, a power cut too, leaves the old one, the new one or none, never a
+    mixture: a run takes what stands there for whole."""
+    for path in (*staging.iterdir(), staging):
+        sync(path)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)
     os.rename(staging, target)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -156,6 +156,18 @@ def test_export_spares_other_directories(measured: dict[str, str]) -> None:
     assert measured["content"] == "mine"
 
 
+def test_weights_are_on_the_disk_before_they_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave a warm/ or hf/ of empty files, which the next launch takes for whole."""
+    seen: list[str] = []
+    monkeypatch.setattr(convert, "sync", lambda path: seen.append(f"{path.name} on the disk"))
+    monkeypatch.setattr(convert.os, "rename", lambda source, target: seen.append(f"now {target.name}"))
+    (tmp_path / ".hf.partial").mkdir()
+    (tmp_path / ".hf.partial" / "model.safetensors").write_bytes(b"weights")
+    convert._replace(tmp_path / "hf", tmp_path / ".hf.partial")
+    assert seen == ["model.safetensors on the disk", ".hf.partial on the disk", "now hf",
+                    f"{tmp_path.name} on the disk"]
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
