@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from statistics import pstdev
 from typing import Any, NamedTuple
 
@@ -183,6 +184,12 @@ def of_all_replicas(times: Mapping[str, float], generating: Sequence[float]) -> 
     waited = max(generating) - generating[0]
     return {**times, "time/rollout": times["time/rollout"] + waited,
             "time/reward": max(0.0, times["time/reward"] - waited)}
+
+
+def names_of(files: Sequence[str]) -> dict[str, str]:
+    """What a metric calls each file: its name, or its path where another file has that name too."""
+    names = [Path(file).name for file in files]
+    return {file: name if names.count(name) == 1 else file for file, name in zip(files, names, strict=True)}
 
 
 def average_at_k(problems: Sequence[Problem], graded: Sequence[Graded], files: Mapping[str, str]) -> dict[str, float]:

@@ -44,6 +44,7 @@ from srpo.statistics import (
     average_at_k,
     check_canary,
     check_graders,
+    names_of,
     of_all_replicas,
     step_metrics,
     update_statistics,
@@ -90,7 +91,7 @@ class Run:
                                    config.data.overlong)
         problems = read_problems(config.data.train)
         self.held_out = read_problems(config.data.eval)
-        self.files = {p.id: Path(file).name for file in config.data.eval for p in read_problems([file])}
+        self.files = {p.id: name for file, name in names_of(config.data.eval).items() for p in read_problems([file])}
         check_disjoint(problems, self.held_out)
         self.prompts = self.tokenizer.prompts([*problems, *self.held_out])
         problems, self.held_out = ([p for p in ps if p.id in self.prompts] for ps in (problems, self.held_out))

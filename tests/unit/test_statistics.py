@@ -21,6 +21,7 @@ from srpo.statistics import (
     by_prompt,
     check_canary,
     check_graders,
+    names_of,
     of_all_replicas,
     step_metrics,
     update_statistics,
@@ -196,3 +197,9 @@ def test_average_at_k_by_domain_and_by_file():
     files = {"a": "aime.jsonl", "b": "math500.jsonl", "c": "math500.jsonl"}
     assert average_at_k(problems, graded, files) == {
         "eval/math": 0.75, "eval/code": 0.0, "eval/aime.jsonl": 0.5, "eval/math500.jsonl": 0.5}
+
+
+def test_files_of_one_name_are_told_apart():
+    """As one they would have one score, or, where there are no others, none."""
+    assert names_of(["a/test.parquet", "b/test.parquet", "c/aime.jsonl"]) == {
+        "a/test.parquet": "a/test.parquet", "b/test.parquet": "b/test.parquet", "c/aime.jsonl": "aime.jsonl"}
