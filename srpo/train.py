@@ -30,7 +30,7 @@ from srpo.control.by_hand import ByHand
 from srpo.control.curriculum import Curriculum, StepPlan
 from srpo.control.ledger import Ledger, RolloutRow
 from srpo.data.prompts import Tokenizer
-from srpo.data.schema import Problem, check_disjoint, read_problems
+from srpo.data.schema import Problem, check_disjoint, questions, read_problems
 from srpo.errors import UserError
 from srpo.groups import Group, Groups, Rollouts, merge, quotas
 from srpo.megatron import checkpoint
@@ -107,7 +107,8 @@ class Run:
                                          config.batch.prompts, config.seed, self.ledger,
                                          {p.id: p.difficulty for p in problems if p.difficulty},
                                          config.rollout.oversample, ByHand(self.folder),
-                                         {p.id: p.pass_rate for p in problems if p.pass_rate is not None})
+                                         {p.id: p.pass_rate for p in problems if p.pass_rate is not None},
+                                         questions(problems))
         self.stragglers = Stragglers(config.parallel.ranks)
         self.checkpoints = checkpoint.Checkpointer(self.folder / "checkpoints", config.checkpoint.keep)
         self.trainer = self._policy()

@@ -50,7 +50,8 @@ class StepPlan:
 
 class Curriculum:
     """`problems` maps a prompt's id to its domain, in the data's order; `difficulty` to how hard it is, `pass_rates` to
-    the share of right responses that was measured before the run, where that is known.
+    the share of right responses that was measured before the run, where that is known. `texts`: a fingerprint of what
+    the problems ask.
 
     Raises UserError when a stage has no problem in the data. A new object begins a run; to resume (or to begin over an
     old ledger) call `load_state_dict`.
@@ -58,13 +59,13 @@ class Curriculum:
 
     def __init__(self, problems: Mapping[str, str], stages: Sequence[Stage], resample: Resample, prompts_per_step: int,
                  seed: int, ledger: Ledger, difficulty: Mapping[str, str] | None = None, oversample: float = 1.0,
-                 by_hand: ByHand | None = None, pass_rates: Mapping[str, float] | None = None):
+                 by_hand: ByHand | None = None, pass_rates: Mapping[str, float] | None = None, texts: str = ""):
         self._difficulty, self._pass_rates = difficulty or {}, pass_rates or {}
         _check(problems, self._difficulty, stages)
         self._problems, self._stages, self._prompts_per_step = problems, stages, prompts_per_step
         self._begin_per_step = math.ceil(prompts_per_step * oversample)
         self._resample = resample
-        self._seed, self._ledger, self._by_hand = seed, ledger, by_hand
+        self._seed, self._ledger, self._by_hand, self._texts = seed, ledger, by_hand, texts
         self._sampler = sampler(resample)
         self._resampling = Resampling(self._sampler, ledger)
         self._step = self._epoch = self._stage = self._cursor = 0
@@ -139,7 +140,8 @@ class Curriculum:
         begun = [[stage.name, _takes(stage)] for stage in self._stages[:self._stage + 1]]
         return {"step": self._step, "epoch": self._epoch, "stages": begun, "over": self._stage == len(self._stages),
                 "open": self._order is not None, "cursor": self._cursor, "begun": self._begun,
-                "resample": self._resample.model_dump(), "data": self._fingerprint(), "ledger": self._ledger.position()}
+                "resample": self._resample.model_dump(), "data": self._fingerprint(), "texts": self._texts,
+                "ledger": self._ledger.position()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Go back to a saved state, rolling the ledger back to it; None: to the beginning of the run.
@@ -225,6 +227,9 @@ class Curriculum:
         if state["data"] != self._fingerprint():
             raise UserError("data.train or seed (or data.max_prompt_tokens, with data.overlong: drop): not what this "
                             f"run began with; {way_out}")
+        if state.get("texts", self._texts) != self._texts:  # older checkpoints have none
+            raise UserError("data.train: asks other questions under the ids of those that this run began with; "
+                            f"{way_out}")
         for key, began in state["resample"].items():
             if (now := getattr(self._resample, key)) != began:
                 raise UserError(f"resample.{key} = {now}: this run began with {began}; {way_out}")

@@ -9,6 +9,7 @@ right), and what training does not read: `source`, `solution`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,14 @@ def check_disjoint(train: Iterable[Problem], held_out: Iterable[Problem]) -> Non
     """Raise UserError when a held-out problem has the id of a training problem."""
     if common := {p.id for p in train} & {p.id for p in held_out}:
         raise UserError(f"data.eval: problem {min(common)!r} has the id of one in data.train; ids must differ")
+
+
+def questions(problems: Iterable[Problem]) -> str:
+    """A fingerprint of what problems ask; not of what is right, which may be mended while a run goes on."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(f"{problem.id!r} {problem.prompt!r}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:

@@ -2,12 +2,13 @@
 
 import datetime
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from srpo.data.schema import read_problems
+from srpo.data.schema import Problem, questions, read_problems
 from srpo.errors import UserError
 
 MATH = {"id": "m1", "domain": "math", "prompt": "1+1?", "answer": "2"}
@@ -166,3 +167,10 @@ def test_unreadable_parquet(tmp_path):
     (tmp_path / "e.parquet").mkdir()
     with pytest.raises(UserError, match=r"e\.parquet: cannot be read: .*directory"):
         read_problems([tmp_path / "e.parquet"])
+
+
+def test_questions_are_told_apart_and_answers_are_not():
+    problem = Problem("m1", "math", "1+1?", answer="3")
+    assert questions([problem]) == questions([replace(problem, answer="2")])
+    assert questions([problem]) != questions([replace(problem, prompt="1+2?")])
+    assert questions([problem]) != questions([replace(problem, id="m2")])

@@ -42,10 +42,12 @@ def run(curriculum, problems, correct, reward=None, steps=1000):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite", difficulty=None, oversample=1.0):
+    def make(problems, stages, resample=None, prompts=3, seed=1, name="ledger.sqlite", difficulty=None, oversample=1.0,
+             texts=""):
         ledger = Ledger(tmp_path / name)
         ledger._db.execute("PRAGMA synchronous = OFF")      # durability has its own test; thousands of syncs are slow
-        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger, difficulty, oversample)
+        return Curriculum(problems, stages, resample or Resample(), prompts, seed, ledger, difficulty, oversample,
+                          texts=texts)
     return make
 
 
@@ -331,6 +333,16 @@ def test_other_data_or_seed_are_refused(make):
     for other in (make(MATH | CODE, [stage()]), make(MATH, [stage()], seed=2)):
         with pytest.raises(UserError, match="data.train or seed .*: not what this run began with"):
             other.load_state_dict(state)
+
+
+def test_other_questions_under_the_same_ids_are_refused(make):
+    """The ledger would tell of them what the policy knows of those before."""
+    state = make(MATH, [stage()], texts="a").state_dict()
+    make(MATH, [stage()], texts="a").load_state_dict(state)
+    with pytest.raises(UserError, match="data.train: asks other questions under the ids of those that this run began"):
+        make(MATH, [stage()], texts="b").load_state_dict(state)
+    del state["texts"]  # as in older checkpoints
+    make(MATH, [stage()], texts="b").load_state_dict(state)
 
 
 @pytest.mark.parametrize(("stages", "resample", "message"), [
