@@ -84,6 +84,8 @@ class Curriculum:
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             why = self._ended()
+            if why and self._order is not None and not self._cursor:  # opened before a stop; no step is of it
+                self._order, self._epoch = None, self._epoch - 1
             if self._order is not None and (why or self._cursor >= len(self._order) and not self._begun):
                 self._close_epoch()
                 why = why or self._ended()  # an epoch that was cut short counts, but is not what ended the stage

@@ -91,6 +91,20 @@ def test_a_stage_ends_by_hand_between_two_steps(toy: Toy):
     assert [json.loads(line)["step"] for line in (toy.path / "stages.jsonl").read_text().splitlines()] == [4]
 
 
+def test_a_run_stopped_between_epochs_ends_it_as_one_that_goes_on(toy: Toy, tmp_path: Path):
+    """The checkpoint has the next epoch opened, of which no step was made."""
+    with toy:
+        toy.steps(3)  # an epoch
+        toy.save()
+    end_stage(toy.path)
+    other = Toy(tmp_path / "other")
+    with toy, other:
+        other.steps(2)
+        end_stage(other.path)
+        assert other.steps(10)[0] == "sums" and toy.steps(9) == ["programs"] * 9
+        assert list(toy.ledger.dump()) == list(other.ledger.dump())
+
+
 def test_a_stage_that_ends_by_hand_in_its_last_epoch_says_so(toy: Toy):
     """And what takes it back: a longer stage would not go on."""
     toy.configure([{"name": "sums", "domains": ["math"], "until": "epochs", "epochs": 2}])
